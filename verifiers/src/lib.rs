@@ -1,1 +1,31 @@
-//! Judges.
+//! Judges of replies.
+//!
+//! A [`Verifier`] reads a finished [`Transcript`] and the task's [`Reference`] and returns a
+//! [`Verdict`]. Text in, text out: no tensors, no token ids, and no reward shaping beyond what the
+//! verdict states. A wrong answer is data; only a broken checker is an error ([`VerifyError`]).
+//!
+//! Reading order: `transcript.rs`, `verifier.rs`, `exact.rs` (the smallest verifier whole), then
+//! `contract.rs` (what every verifier must satisfy). `README.md` shows how to write one.
+
+#![forbid(unsafe_code)]
+
+pub mod transcript;
+pub mod verifier;
+
+pub mod error;
+
+pub mod config_fault;
+pub mod registry;
+
+pub mod answer_span;
+
+pub mod exact;
+
+pub use config_fault::ConfigFault;
+pub use error::VerifyError;
+pub use registry::{ContractCase, VerifierConfig, VerifierEntry, Verifiers};
+pub use transcript::{Message, Role, StopReason, Transcript};
+pub use verifier::{Outcome, Reference, ReferenceKind, TestCase, TextScorer, Verdict, Verifier};
+
+/// Every built-in verifier, alphabetical. `tallow list` prints this; the contract test runs over it.
+pub const BUILTIN: &[VerifierEntry] = &[VerifierEntry::of::<exact::ExactConfig>()];
