@@ -1,0 +1,403 @@
+//! Text to token ids and back: a Hugging Face `tokenizer.json` with its special tokens.
+//!
+//! Loaded from a model folder, trained here as byte-level BPE (the GPT-2 scheme: every byte has a
+//! token, so no text is unknown), or made as a character tokenizer for tiny models. The encoding
+//! itself is the `tokenizers` crate's; this file settles which ids end a reply, how files are laid
+//! out, and how a new tokenizer is made.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use serde_json::{Map, Value, json};
+use tokenizers::models::bpe::{BPE, BpeTrainer};
+use tokenizers::pre_tokenizers::PreTokenizerWrapper;
+use tokenizers::pre_tokenizers::byte_level::ByteLevel;
+use tokenizers::pre_tokenizers::digits::Digits;
+use tokenizers::pre_tokenizers::sequence::Sequence;
+use tokenizers::{AddedToken, TokenizerImpl};
+
+use crate::error::PolicyError;
+use crate::TokenId;
+
+/// Ends a document or a reply in tokenizers made here.
+pub const END_TOKEN: &str = "<|end|>";
+/// Padding in tokenizers made here; never trained on, kept because other tools ask for one.
+pub const PAD_TOKEN: &str = "<|pad|>";
+/// Stands for a character that a character tokenizer does not hold.
+pub const UNKNOWN_TOKEN: &str = "<|unknown|>";
+/// Opens a turn in tokenizers made here with `chat = true`.
+pub const TURN_START_TOKEN: &str = "<|im_start|>";
+/// Closes a turn in tokenizers made here with `chat = true`.
+pub const TURN_END_TOKEN: &str = "<|im_end|>";
+
+/// A tokenizer, its special tokens and what else its folder said.
+#[derive(Clone)]
+pub struct Tokenizer {
+    inner: tokenizers::Tokenizer,
+    /// `tokenizer_config.json`, kept whole so that a round trip loses nothing.
+    config: Map<String, Value>,
+    chat_template: Option<String>,
+    end_ids: Vec<TokenId>,
+}
+
+impl Tokenizer {
+    /// Reads `tokenizer.json`, and `tokenizer_config.json`, `generation_config.json`, `config.json`
+    /// and `chat_template.jinja` where the folder holds them.
+    ///
+    /// The ids that end a reply are all those that any of these files names as end of sequence:
+    /// honouring only one of them counts finished replies as truncated.
+    ///
+    /// # Errors
+    /// If a file that is there cannot be read, or no end-of-sequence token is named anywhere.
+    pub fn from_folder(folder: &Path) -> Result<Self, PolicyError> {
+        let path = folder.join("tokenizer.json");
+        let bytes = std::fs::read(&path).map_err(|e| PolicyError::file("read", &path, e))?;
+        let inner = tokenizers::Tokenizer::from_bytes(&bytes)
+            .map_err(|e| PolicyError::checkpoint(&path, format!("not a tokenizer: {e}")))?;
+        let config = object(&folder.join("tokenizer_config.json"))?.unwrap_or_default();
+        let template_path = folder.join("chat_template.jinja");
+        let chat_template = if template_path.exists() {
+            Some(
+                std::fs::read_to_string(&template_path)
+                    .map_err(|e| PolicyError::file("read", &template_path, e))?,
+            )
+        } else {
+            config.get("chat_template").and_then(Value::as_str).map(str::to_string)
+        };
+        let mut end_ids = BTreeSet::new();
+        for name in ["generation_config.json", "config.json"] {
+            if let Some(found) = object(&folder.join(name))?
+                && let Some(ids) = found.get("eos_token_id")
+            {
+                end_ids.extend(ids_of(ids));
+            }
+        }
+        if let Some(id) = token_text_in(&config, "eos_token").and_then(|it| inner.token_to_id(&it)) {
+            end_ids.insert(id);
+        }
+        if end_ids.is_empty() {
+            return Err(PolicyError::checkpoint(
+                folder,
+                "no end-of-sequence token: none of generation_config.json, config.json and \
+                 tokenizer_config.json names one",
+            ));
+        }
+        Ok(Self { inner, config, chat_template, end_ids: end_ids.into_iter().collect() })
+    }
+
+    /// Writes `tokenizer.json`, `tokenizer_config.json`, `generation_config.json` and, if there is
+    /// one, `chat_template.jinja` into `folder`, which must exist.
+    ///
+    /// # Errors
+    /// If a file cannot be written.
+    pub fn save_folder(&self, folder: &Path) -> Result<(), PolicyError> {
+        let text = self
+            .inner
+            .to_string(true)
+            .map_err(|e| PolicyError::checkpoint(folder, format!("tokenizer not writable: {e}")))?;
+        write(&folder.join("tokenizer.json"), &text)?;
+        write(&folder.join("tokenizer_config.json"), &pretty(&Value::Object(self.config.clone())))?;
+        let ends = match self.end_ids.as_slice() {
+            [one] => json!(one),
+            many => json!(many),
+        };
+        let mut generation = Map::new();
+        generation.insert("eos_token_id".into(), ends);
+        if let Some(pad) = self.pad_id() {
+            generation.insert("pad_token_id".into(), json!(pad));
+        }
+        write(&folder.join("generation_config.json"), &pretty(&Value::Object(generation)))?;
+        if let Some(template) = &self.chat_template {
+            write(&folder.join("chat_template.jinja"), template)?;
+        }
+        Ok(())
+    }
+
+    /// A tokenizer with one token for each character of `texts`, in order of code points, after
+    /// the special tokens.
+    ///
+    /// # Errors
+    /// If `texts` hold no character.
+    pub fn of_characters<'a>(
+        texts: impl IntoIterator<Item = &'a str>,
+        chat_template: Option<&str>,
+    ) -> Result<Self, PolicyError> {
+        let alphabet: BTreeSet<char> = texts.into_iter().flat_map(str::chars).collect();
+        if alphabet.is_empty() {
+            return Err(PolicyError::input("a character tokenizer needs some text"));
+        }
+        let specials = special_tokens(chat_template.is_some());
+        let mut vocabulary = Map::new();
+        for text in specials.iter().copied().chain([UNKNOWN_TOKEN]) {
+            vocabulary.insert(text.into(), json!(vocabulary.len()));
+        }
+        for character in alphabet {
+            let next = vocabulary.len();
+            vocabulary.entry(character.to_string()).or_insert(json!(next));
+        }
+        let added: Vec<Value> = specials
+            .iter()
+            .copied()
+            .chain([UNKNOWN_TOKEN])
+            .enumerate()
+            .map(|(id, text)| {
+                json!({"id": id, "content": text, "single_word": false, "lstrip": false,
+                       "rstrip": false, "normalized": false, "special": true})
+            })
+            .collect();
+        let file = json!({
+            "version": "1.0", "truncation": null, "padding": null, "added_tokens": added,
+            "normalizer": null,
+            "pre_tokenizer": {"type": "Split", "pattern": {"Regex": "[\\s\\S]"},
+                              "behavior": "Isolated", "invert": false},
+            "post_processor": null, "decoder": {"type": "Fuse"},
+            "model": {"type": "WordLevel", "vocab": vocabulary, "unk_token": UNKNOWN_TOKEN},
+        });
+        let inner = tokenizers::Tokenizer::from_bytes(file.to_string())
+            .map_err(|e| PolicyError::input(format!("character tokenizer refused: {e}")))?;
+        Ok(Self::made_here(inner, chat_template))
+    }
+
+    /// Trains byte-level BPE (Sennrich et al. 2016 over bytes, as GPT-2) on `texts`.
+    ///
+    /// `vocabulary` counts everything: the 256 bytes, the special tokens and the merges. With
+    /// `split_digits` each digit is a token of its own, which arithmetic is learned better with.
+    ///
+    /// # Errors
+    /// If `vocabulary` is too small to hold the bytes and the special tokens.
+    pub fn train_bpe<S: AsRef<str> + Send>(
+        texts: impl Iterator<Item = S> + Send,
+        vocabulary: usize,
+        split_digits: bool,
+        chat_template: Option<&str>,
+    ) -> Result<Self, PolicyError> {
+        let specials = special_tokens(chat_template.is_some());
+        let least = 256 + specials.len();
+        if vocabulary < least {
+            return Err(PolicyError::input(format!(
+                "a byte-level vocabulary of {vocabulary} cannot hold the 256 bytes and {} special \
+                 tokens: at least {least}",
+                specials.len()
+            )));
+        }
+        let added: Vec<AddedToken> =
+            specials.iter().map(|it| AddedToken::from(*it, true)).collect();
+        let mut trainer = BpeTrainer::builder()
+            .vocab_size(vocabulary)
+            .show_progress(false)
+            .special_tokens(added.clone())
+            .initial_alphabet(ByteLevel::alphabet().into_iter().collect())
+            .build();
+        let mut steps: Vec<PreTokenizerWrapper> = Vec::new();
+        if split_digits {
+            steps.push(Digits::new(true).into());
+        }
+        steps.push(ByteLevel::new(false, true, true).into());
+        let mut inner = TokenizerImpl::<
+            BPE,
+            tokenizers::NormalizerWrapper,
+            PreTokenizerWrapper,
+            tokenizers::PostProcessorWrapper,
+            tokenizers::DecoderWrapper,
+        >::new(BPE::default());
+        inner.with_pre_tokenizer(Some(Sequence::new(steps)));
+        inner.with_decoder(Some(ByteLevel::default()));
+        inner
+            .train(&mut trainer, texts)
+            .map_err(|e| PolicyError::input(format!("BPE training failed: {e}")))?;
+        let text = inner
+            .to_string(false)
+            .map_err(|e| PolicyError::input(format!("BPE tokenizer not writable: {e}")))?;
+        let inner = tokenizers::Tokenizer::from_bytes(text)
+            .map_err(|e| PolicyError::input(format!("BPE tokenizer refused: {e}")))?;
+        Ok(Self::made_here(inner, chat_template))
+    }
+
+    fn made_here(inner: tokenizers::Tokenizer, chat_template: Option<&str>) -> Self {
+        let end = if chat_template.is_some() { TURN_END_TOKEN } else { END_TOKEN };
+        let mut config = Map::new();
+        config.insert("tokenizer_class".into(), json!("PreTrainedTokenizerFast"));
+        config.insert("eos_token".into(), json!(end));
+        config.insert("pad_token".into(), json!(PAD_TOKEN));
+        config.insert("clean_up_tokenization_spaces".into(), json!(false));
+        let end_ids = inner.token_to_id(end).into_iter().collect();
+        Self { inner, config, chat_template: chat_template.map(str::to_string), end_ids }
+    }
+
+    /// Ids of `text`. Special tokens written out in the text are recognised (chat templates write
+    /// them so); none is added.
+    ///
+    /// # Errors
+    /// If the tokenizer cannot encode the text.
+    pub fn encode(&self, text: &str) -> Result<Vec<TokenId>, PolicyError> {
+        let encoding = self
+            .inner
+            .encode_fast(text, false)
+            .map_err(|e| PolicyError::input(format!("cannot encode text: {e}")))?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
+    /// Text of `ids`, special tokens left out. Bytes that form no character become `\u{FFFD}`.
+    ///
+    /// # Errors
+    /// If an id is outside the vocabulary.
+    pub fn decode(&self, ids: &[TokenId]) -> Result<String, PolicyError> {
+        self.inner
+            .decode(ids, true)
+            .map_err(|e| PolicyError::input(format!("cannot decode ids: {e}")))
+    }
+
+    /// Text of `ids` with special tokens written out.
+    ///
+    /// # Errors
+    /// If an id is outside the vocabulary.
+    pub fn decode_with_specials(&self, ids: &[TokenId]) -> Result<String, PolicyError> {
+        self.inner
+            .decode(ids, false)
+            .map_err(|e| PolicyError::input(format!("cannot decode ids: {e}")))
+    }
+
+    /// Text of each id by itself, for display. A token that is part of a character shows `\u{FFFD}`.
+    pub fn token_texts(&self, ids: &[TokenId]) -> Vec<String> {
+        ids.iter()
+            .map(|id| match self.inner.decode(&[*id], false) {
+                Ok(text) => text,
+                Err(_) => format!("<{id}>"),
+            })
+            .collect()
+    }
+
+    /// Number of ids, special tokens included.
+    pub fn vocabulary_size(&self) -> usize {
+        self.inner.get_vocab_size(true)
+    }
+
+    /// Every id that ends a reply, ascending; at least one.
+    pub fn end_ids(&self) -> &[TokenId] {
+        &self.end_ids
+    }
+
+    /// The id that training text ends a document or a reply with: the tokenizer's own end token,
+    /// or the first of `end_ids`.
+    pub fn end_id(&self) -> TokenId {
+        token_text_in(&self.config, "eos_token")
+            .and_then(|it| self.inner.token_to_id(&it))
+            .unwrap_or_else(|| self.end_ids[0])
+    }
+
+    /// The padding id, if the tokenizer has one.
+    pub fn pad_id(&self) -> Option<TokenId> {
+        token_text_in(&self.config, "pad_token").and_then(|it| self.inner.token_to_id(&it))
+    }
+
+    /// The Jinja chat template, if the folder had one.
+    pub fn chat_template(&self) -> Option<&str> {
+        self.chat_template.as_deref()
+    }
+
+    /// Text of a special token such as `bos_token`, as the tokenizer's configuration names it.
+    pub fn special(&self, name: &str) -> Option<String> {
+        token_text_in(&self.config, name)
+    }
+}
+
+impl std::fmt::Debug for Tokenizer {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter
+            .debug_struct("Tokenizer")
+            .field("vocabulary", &self.vocabulary_size())
+            .field("end_ids", &self.end_ids)
+            .finish_non_exhaustive()
+    }
+}
+
+fn special_tokens(chat: bool) -> Vec<&'static str> {
+    let mut names = vec![PAD_TOKEN, END_TOKEN];
+    if chat {
+        names.extend([TURN_START_TOKEN, TURN_END_TOKEN]);
+    }
+    names
+}
+
+/// A token named in `tokenizer_config.json`, where it is a string or an object with `content`.
+fn token_text_in(config: &Map<String, Value>, name: &str) -> Option<String> {
+    match config.get(name)? {
+        Value::String(text) => Some(text.clone()),
+        Value::Object(token) => token.get("content")?.as_str().map(str::to_string),
+        _ => None,
+    }
+}
+
+fn ids_of(value: &Value) -> Vec<TokenId> {
+    let one = |it: &Value| it.as_u64().and_then(|id| TokenId::try_from(id).ok());
+    match value {
+        Value::Array(many) => many.iter().filter_map(one).collect(),
+        single => one(single).into_iter().collect(),
+    }
+}
+
+fn object(path: &Path) -> Result<Option<Map<String, Value>>, PolicyError> {
+    if !path.exists() {
+        return Ok(None);
+    }
+    let bytes = std::fs::read(path).map_err(|e| PolicyError::file("read", path, e))?;
+    match serde_json::from_slice(&bytes) {
+        Ok(Value::Object(map)) => Ok(Some(map)),
+        Ok(_) => Err(PolicyError::checkpoint(path, "expected a JSON object")),
+        Err(error) => Err(PolicyError::checkpoint(path, format!("not JSON: {error}"))),
+    }
+}
+
+fn pretty(value: &Value) -> String {
+    format!("{value:#}\n")
+}
+
+fn write(path: &Path, text: &str) -> Result<(), PolicyError> {
+    std::fs::write(path, text).map_err(|e| PolicyError::file("write", path, e))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn characters_round_trip_and_unknown_ones_are_marked() {
+        let tokenizer = Tokenizer::of_characters(["0123+=?", "\n "], None).expect("made");
+        let ids = tokenizer.encode("1+2=3\n ?").expect("encoded");
+        assert_eq!(ids.len(), 8);
+        assert_eq!(tokenizer.decode(&ids).expect("decoded"), "1+2=3\n ?");
+        let unknown = tokenizer.encode("1z").expect("encoded");
+        assert_eq!(tokenizer.token_texts(&unknown), ["1", UNKNOWN_TOKEN]);
+    }
+
+    #[test]
+    fn trained_bpe_encodes_any_bytes_and_splits_digits() {
+        let texts = ["the cat sat on the mat", "the hat of the cat 1234 1234"];
+        let tokenizer =
+            Tokenizer::train_bpe(texts.iter(), 300, true, Some("{{ messages }}")).expect("trained");
+        for text in ["the cat", "12 34", "naïve 日本 \u{1F600}", ""] {
+            let ids = tokenizer.encode(text).expect("encoded");
+            assert_eq!(tokenizer.decode(&ids).expect("decoded"), text);
+        }
+        assert_eq!(tokenizer.encode("1234").expect("encoded").len(), 4);
+        assert!(tokenizer.encode("the cat").expect("encoded").len() < 5);
+        assert_eq!(tokenizer.token_texts(tokenizer.end_ids()), [TURN_END_TOKEN]);
+    }
+
+    #[test]
+    fn a_saved_tokenizer_loads_the_same() {
+        let folder = tempfile::tempdir().expect("folder");
+        let tokenizer = Tokenizer::of_characters(["abc"], None).expect("made");
+        tokenizer.save_folder(folder.path()).expect("saved");
+        let loaded = Tokenizer::from_folder(folder.path()).expect("loaded");
+        assert_eq!(loaded.encode("cab").expect("ids"), tokenizer.encode("cab").expect("ids"));
+        assert_eq!(loaded.end_ids(), tokenizer.end_ids());
+        assert_eq!(loaded.pad_id(), Some(0));
+    }
+
+    #[test]
+    fn a_vocabulary_too_small_for_the_bytes_is_refused() {
+        let error = Tokenizer::train_bpe(["a"].iter(), 100, false, None).expect_err("too small");
+        assert!(error.to_string().contains("at least 258"), "{error}");
+    }
+}

@@ -1,0 +1,390 @@
+//! The weights being trained. Knows nothing of environments, verifiers or which algorithm it runs.
+//!
+//! Two ways to learn: [`Learner::update`] from scored groups (RL), [`Learner::next_token_step`]
+//! from sequences (pretraining and SFT). Both cut their work into micro-batches by token budget and
+//! weigh every token by a denominator taken over the whole update, so that the cut changes nothing
+//! but rounding.
+
+pub mod batch;
+pub mod memory;
+
+use std::path::Path;
+
+use candle_core::{Device, Tensor};
+use rand::seq::SliceRandom;
+use serde::{Deserialize, Serialize};
+use tallow_envs::Seed;
+use tallow_policies::{AdamW, AdamWConfig, Decoder, GradientSet, PolicyError, Schedule};
+
+use crate::algorithms::{Algorithm, LossInputs};
+use crate::error::Error;
+use crate::rollout::trajectory::ScoredGroup;
+use crate::tracking::Metrics;
+use batch::{MicroBatch, Sequence, token_budget_runs};
+
+/// How weights are changed: the part of a stage's settings that all stages share.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct OptimizerConfig {
+    /// Peak learning rate.
+    pub learning_rate: f64,
+    /// How the rate moves over the stage.
+    pub schedule: Schedule,
+    /// The optimizer's own settings.
+    pub adamw: AdamWConfig,
+    /// Most tokens in one forward and backward pass; bounds memory, changes no result.
+    pub micro_batch_tokens: usize,
+}
+
+impl Default for OptimizerConfig {
+    fn default() -> Self {
+        Self {
+            learning_rate: 1e-3,
+            schedule: Schedule::default(),
+            adamw: AdamWConfig::default(),
+            micro_batch_tokens: 8192,
+        }
+    }
+}
+
+/// How often a batch of rollouts is used.
+#[derive(Clone, Copy, Debug)]
+pub struct Reuse {
+    /// Passes over the batch.
+    pub epochs: usize,
+    /// Optimizer steps in each pass.
+    pub minibatches: usize,
+}
+
+/// A policy, its optimizer, and how many optimizer steps it has taken.
+pub struct Learner {
+    decoder: Decoder,
+    reference: Option<Decoder>,
+    optimizer: AdamW,
+    config: OptimizerConfig,
+    /// Optimizer steps the schedule spans.
+    total_steps: u64,
+    steps: u64,
+}
+
+/// Sampled tokens of one reply, ready to be learned from.
+struct Sample {
+    sequence: Sequence,
+    behavior_logprobs: Vec<f32>,
+    reference_logprobs: Vec<f32>,
+    advantage: f32,
+    /// How far behind the newest weights the oldest token was drawn.
+    staleness: u64,
+}
+
+impl Learner {
+    /// A learner that starts from `decoder`, with a fresh optimizer. With `with_reference` the
+    /// starting weights are kept for KL penalties.
+    ///
+    /// # Errors
+    /// If the weights cannot be copied.
+    pub fn new(
+        decoder: Decoder,
+        config: OptimizerConfig,
+        total_steps: u64,
+        with_reference: bool,
+    ) -> Result<Self, Error> {
+        let reference = if with_reference { Some(decoder.snapshot()?.frozen()) } else { None };
+        let optimizer = AdamW::new(config.adamw.clone());
+        Ok(Self { decoder, reference, optimizer, config, total_steps, steps: 0 })
+    }
+
+    /// The weights as they are now.
+    pub fn decoder(&self) -> &Decoder {
+        &self.decoder
+    }
+
+    /// Takes the weights back, leaving the optimizer behind.
+    pub fn into_decoder(self) -> Decoder {
+        self.decoder
+    }
+
+    /// Optimizer steps taken.
+    pub fn steps(&self) -> u64 {
+        self.steps
+    }
+
+    /// Writes weights (a Hugging Face folder) and optimizer state into `folder`, which exists.
+    ///
+    /// # Errors
+    /// If a file cannot be written.
+    pub fn save(&self, folder: &Path) -> Result<(), Error> {
+        self.decoder.save_folder(folder)?;
+        self.optimizer.save(folder)?;
+        Ok(())
+    }
+
+    /// Goes on from what [`save`](Self::save) wrote, `steps` optimizer steps into the schedule.
+    ///
+    /// # Errors
+    /// If a file cannot be read or belongs to another model.
+    pub fn restore(&mut self, folder: &Path, steps: u64) -> Result<(), Error> {
+        let saved = Decoder::from_folder(folder)?;
+        self.decoder.copy_from(&saved)?;
+        self.optimizer.load(folder, self.decoder.parameters())?;
+        self.steps = steps;
+        Ok(())
+    }
+
+    /// One next-token step: mean loss over the scored tokens of `sequences`.
+    ///
+    /// # Errors
+    /// If the model fails or a gradient is not finite (the weights are then unchanged).
+    pub fn next_token_step(&mut self, sequences: &[Sequence]) -> Result<Metrics, Error> {
+        let scored: usize = sequences.iter().map(Sequence::scored_tokens).sum();
+        if scored == 0 {
+            return Err(Error::Data("a training batch holds no token to learn from".into()));
+        }
+        let lengths: Vec<usize> = sequences.iter().map(|it| it.tokens().len()).collect();
+        let mut gradients = GradientSet::new();
+        let mut loss_sum = 0.0;
+        for run in token_budget_runs(&lengths, self.config.micro_batch_tokens) {
+            let batch = MicroBatch::pack(&sequences[run]);
+            if batch.targets.is_empty() {
+                continue;
+            }
+            let logprobs = self.logprobs(&self.decoder, &batch, 1.0)?.0;
+            let loss = (logprobs.sum_all()? * (-1.0 / scored as f64))?;
+            loss_sum += f64::from(loss.to_scalar::<f32>()?);
+            gradients.accumulate(self.decoder.parameters(), &loss.backward()?)?;
+        }
+        let mut metrics = self.step(&gradients)?;
+        metrics.set("train/loss_nats", loss_sum);
+        Ok(metrics)
+    }
+
+    /// Mean loss in nats over the scored tokens of `sequences`, without learning; and their number.
+    ///
+    /// # Errors
+    /// If the model fails.
+    pub fn evaluate_loss(
+        decoder: &Decoder,
+        sequences: &[Sequence],
+        budget: usize,
+    ) -> Result<(f64, usize), Error> {
+        let frozen = decoder.frozen();
+        let lengths: Vec<usize> = sequences.iter().map(|it| it.tokens().len()).collect();
+        let mut total = 0.0;
+        let mut tokens = 0;
+        for run in token_budget_runs(&lengths, budget) {
+            let batch = MicroBatch::pack(&sequences[run]);
+            if batch.targets.is_empty() {
+                continue;
+            }
+            let scored = Self::score(&frozen, &batch, 1.0)?;
+            total -= scored.iter().map(|it| f64::from(*it)).sum::<f64>();
+            tokens += scored.len();
+        }
+        Ok((total / tokens.max(1) as f64, tokens))
+    }
+
+    /// Learns from scored groups; groups without variance or too small for the algorithm teach
+    /// nothing and are dropped and counted.
+    ///
+    /// `newest` is the version of the current weights, `temperature` the one that sampled,
+    /// `max_tokens` the longest reply allowed, `seed` draws the order of minibatches.
+    ///
+    /// # Errors
+    /// If the model fails or a gradient is not finite (the weights are then unchanged).
+    pub fn update(
+        &mut self,
+        algorithm: &dyn Algorithm,
+        groups: &[ScoredGroup],
+        reuse: Reuse,
+        sampling: (f64, usize),
+        newest: u64,
+        seed: Seed,
+    ) -> Result<Metrics, Error> {
+        let (temperature, max_tokens) = sampling;
+        let mut samples = usable_samples(algorithm, groups, newest);
+        let mut metrics = Metrics::new();
+        if samples.is_empty() {
+            return Ok(metrics);
+        }
+        let stale: u64 = samples.iter().map(|it| it.staleness).sum();
+        metrics.set("learner/staleness_mean", stale as f64 / samples.len() as f64);
+        self.annotate_reference(&mut samples, temperature)?;
+        let mut updates = 0.0;
+        for epoch in 0..reuse.epochs.max(1) {
+            if reuse.minibatches > 1 {
+                samples.shuffle(&mut seed.derive(&[epoch as u64]).rng());
+            }
+            let size = samples.len().div_ceil(reuse.minibatches.max(1));
+            for minibatch in samples.chunks(size) {
+                let first = epoch == 0 && updates == 0.0;
+                let report =
+                    self.minibatch(algorithm, minibatch, temperature, max_tokens, first)?;
+                metrics.accumulate(&report);
+                updates += 1.0;
+            }
+        }
+        metrics.average(&["learner/staleness_mean", "learner/sampler_mismatch_nats"], updates);
+        metrics.set("learner/optimizer_steps", self.steps as f64);
+        Ok(metrics)
+    }
+
+    fn minibatch(
+        &mut self,
+        algorithm: &dyn Algorithm,
+        samples: &[Sample],
+        temperature: f64,
+        max_tokens: usize,
+        first: bool,
+    ) -> Result<Metrics, Error> {
+        let sampled: Vec<usize> = samples.iter().map(|it| it.sequence.scored_tokens()).collect();
+        let total = sampled.iter().sum::<usize>().max(1) as f64;
+        let weights = algorithm.aggregation().token_weights(&sampled, max_tokens);
+        let lengths: Vec<usize> = samples.iter().map(|it| it.sequence.tokens().len()).collect();
+        let mut gradients = GradientSet::new();
+        let mut metrics = Metrics::new();
+        let mut mismatch = 0.0;
+        for run in token_budget_runs(&lengths, self.config.micro_batch_tokens) {
+            let part = &samples[run.clone()];
+            let batch = MicroBatch::pack(part.iter().map(|it| &it.sequence));
+            if batch.targets.is_empty() {
+                continue;
+            }
+            let (logprobs, entropy) = self.logprobs(&self.decoder, &batch, temperature)?;
+            let behavior: Vec<f32> =
+                part.iter().flat_map(|it| it.behavior_logprobs.iter().copied()).collect();
+            let now = logprobs.to_vec1::<f32>()?;
+            mismatch += now
+                .iter()
+                .zip(&behavior)
+                .map(|(now, then)| f64::from((now - then).abs()))
+                .sum::<f64>();
+            let spread = |value: &dyn Fn(usize) -> f32| -> Result<Tensor, Error> {
+                let flat: Vec<f32> = run
+                    .clone()
+                    .flat_map(|it| std::iter::repeat_n(value(it), sampled[it]))
+                    .collect();
+                Ok(Tensor::new(flat, &Device::Cpu)?)
+            };
+            let reference: Vec<f32> =
+                part.iter().flat_map(|it| it.reference_logprobs.iter().copied()).collect();
+            let reference = match &self.reference {
+                Some(_) => Some(Tensor::new(reference, &Device::Cpu)?),
+                None => None,
+            };
+            let loss = algorithm.loss(&LossInputs {
+                logprobs: &logprobs,
+                behavior_logprobs: &Tensor::new(behavior, &Device::Cpu)?,
+                reference_logprobs: reference.as_ref(),
+                advantages: &spread(&|it| samples[it].advantage)?,
+            })?;
+            for (name, sum) in loss.sums {
+                metrics.add(name, sum / total);
+            }
+            metrics.add("learner/entropy_nats", entropy / total);
+            let scalar = (loss.losses * spread(&|it| weights[it])?)?.sum_all()?;
+            metrics.add("learner/loss", f64::from(scalar.to_scalar::<f32>()?));
+            gradients.accumulate(self.decoder.parameters(), &scalar.backward()?)?;
+        }
+        // Only before the first step are these still the weights that sampled; later the
+        // difference is learning, not a disagreement between sampler and learner.
+        if first {
+            metrics.set("learner/sampler_mismatch_nats", mismatch / total);
+        }
+        metrics.accumulate(&self.step(&gradients)?);
+        Ok(metrics)
+    }
+
+    fn annotate_reference(
+        &self,
+        samples: &mut [Sample],
+        temperature: f64,
+    ) -> Result<(), Error> {
+        let Some(reference) = &self.reference else { return Ok(()) };
+        let lengths: Vec<usize> = samples.iter().map(|it| it.sequence.tokens().len()).collect();
+        for run in token_budget_runs(&lengths, self.config.micro_batch_tokens) {
+            let part = &mut samples[run];
+            let batch = MicroBatch::pack(part.iter().map(|it| &it.sequence));
+            let scored = Self::score(reference, &batch, temperature)?;
+            let mut rest = scored.as_slice();
+            for sample in part {
+                let (own, later) = rest.split_at(sample.sequence.scored_tokens());
+                sample.reference_logprobs = own.to_vec();
+                rest = later;
+            }
+        }
+        Ok(())
+    }
+
+    /// Log-probabilities of the batch's targets, `(targets)` with gradient, and the sum of the
+    /// entropies in nats.
+    fn logprobs(
+        &self,
+        decoder: &Decoder,
+        batch: &MicroBatch,
+        temperature: f64,
+    ) -> Result<(Tensor, f64), Error> {
+        let hidden = decoder.hidden(&batch.tokens, &batch.lengths)?;
+        let rows = Tensor::new(batch.rows.as_slice(), &Device::Cpu)?;
+        let hidden = hidden.index_select(&rows, 0)?;
+        let scores = decoder.token_logprobs(&hidden, &batch.targets, temperature)?;
+        let entropy = scores.entropies.iter().map(|it| f64::from(*it)).sum();
+        Ok((scores.logprobs, entropy))
+    }
+
+    /// Log-probabilities of the batch's targets in nats, without gradient.
+    ///
+    /// # Errors
+    /// If the model fails.
+    pub fn score(
+        frozen: &Decoder,
+        batch: &MicroBatch,
+        temperature: f64,
+    ) -> Result<Vec<f32>, Error> {
+        let hidden = frozen.hidden(&batch.tokens, &batch.lengths)?;
+        let rows = Tensor::new(batch.rows.as_slice(), &Device::Cpu)?;
+        let hidden = hidden.index_select(&rows, 0)?;
+        Ok(frozen.token_logprobs(&hidden, &batch.targets, temperature)?.logprobs.to_vec1()?)
+    }
+
+    fn step(&mut self, gradients: &GradientSet) -> Result<Metrics, Error> {
+        let factor = self.config.schedule.factor(self.steps, self.total_steps);
+        let rate = self.config.learning_rate * factor;
+        let report =
+            self.optimizer.step(self.decoder.parameters(), gradients, rate).map_err(|e| {
+                match e {
+                    PolicyError::NotFinite { .. } => Error::Diverged(e.to_string()),
+                    other => other.into(),
+                }
+            })?;
+        self.steps += 1;
+        let mut metrics = Metrics::new();
+        metrics.set("learner/grad_norm", report.grad_norm);
+        metrics.set("learner/learning_rate", rate);
+        Ok(metrics)
+    }
+}
+
+fn usable_samples(algorithm: &dyn Algorithm, groups: &[ScoredGroup], newest: u64) -> Vec<Sample> {
+    let mut samples = Vec::new();
+    for group in groups {
+        let rewards = group.rewards();
+        if rewards.len() < algorithm.requires().smallest_group || group.has_no_variance() {
+            continue;
+        }
+        let credit = algorithm.assign_credit(&rewards);
+        for (member, advantage) in group.members.iter().zip(credit) {
+            let trajectory = &member.trajectory;
+            samples.push(Sample {
+                sequence: Sequence::with_stretches(
+                    trajectory.tokens.clone(),
+                    trajectory.turns.iter().map(|it| it.range.clone()),
+                ),
+                behavior_logprobs: trajectory.logprobs(),
+                reference_logprobs: Vec::new(),
+                advantage,
+                staleness: newest.saturating_sub(*trajectory.versions.start()),
+            });
+        }
+    }
+    samples
+}

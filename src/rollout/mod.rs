@@ -1,0 +1,10 @@
+//! Rollouts: episodes played in parallel, judged, and handed to the learner in task order.
+//!
+//! Reading order: [`trajectory`] (what is recorded), [`episode`] (one play of one task), [`pool`]
+//! (threads and channels around it), [`scoring`] (verdicts), [`task_order`] (which task comes when).
+
+pub mod episode;
+pub mod pool;
+pub mod scoring;
+pub mod task_order;
+pub mod trajectory;

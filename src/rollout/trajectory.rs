@@ -1,0 +1,85 @@
+//! What a rollout leaves behind: token ids with their log-probabilities, text, and the verdict.
+
+use std::ops::{Range, RangeInclusive};
+use std::sync::Arc;
+
+use tallow_envs::{Task, TaskId};
+use tallow_policies::{PolicyVersion, TokenId};
+use tallow_verifiers::{Transcript, Verdict};
+
+/// One sampled reply within a trajectory.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Turn {
+    /// Where the sampled ids stand in [`Trajectory::tokens`].
+    pub range: Range<usize>,
+    /// log p(token | prefix) in nats under the sampling distribution; one per sampled id.
+    pub logprobs: Vec<f32>,
+}
+
+/// One play of one task: exactly the ids the policy saw and drew, and the text they stand for.
+#[derive(Clone, Debug)]
+pub struct Trajectory {
+    /// Which of its group's siblings this is.
+    pub member: usize,
+    /// Prompt, replies and what the environment added, in order.
+    pub tokens: Vec<TokenId>,
+    /// The sampled stretches, in order; everything else is context.
+    pub turns: Vec<Turn>,
+    /// The same as text, for the verifier.
+    pub transcript: Transcript,
+    /// Oldest and newest policy version that drew a token.
+    pub versions: RangeInclusive<PolicyVersion>,
+}
+
+impl Trajectory {
+    /// Number of sampled ids.
+    pub fn sampled_tokens(&self) -> usize {
+        self.turns.iter().map(|it| it.range.len()).sum()
+    }
+
+    /// Log-probabilities of the sampled ids, in order.
+    pub fn logprobs(&self) -> Vec<f32> {
+        self.turns.iter().flat_map(|it| it.logprobs.iter().copied()).collect()
+    }
+}
+
+/// A trajectory and what its verifier concluded.
+#[derive(Clone, Debug)]
+pub struct ScoredTrajectory {
+    /// What was played.
+    pub trajectory: Trajectory,
+    /// What the verifier said of it.
+    pub verdict: Verdict,
+    /// What the learner is told; the verdict's reward, unless the run is a control.
+    pub reward: f32,
+}
+
+/// The siblings of one task that could be judged, with the number of those that could not.
+#[derive(Clone, Debug)]
+pub struct ScoredGroup {
+    /// The task they all played.
+    pub task: Arc<Task>,
+    /// Judged trajectories, in order of member.
+    pub members: Vec<ScoredTrajectory>,
+    /// Trajectories lost to a broken environment.
+    pub environment_errors: Vec<String>,
+    /// Trajectories lost to a broken verifier.
+    pub verifier_errors: Vec<String>,
+}
+
+impl ScoredGroup {
+    /// Which task this is.
+    pub fn task_id(&self) -> TaskId {
+        self.task.id
+    }
+
+    /// Rewards of the members, in order.
+    pub fn rewards(&self) -> Vec<f32> {
+        self.members.iter().map(|it| it.reward).collect()
+    }
+
+    /// Whether all rewards are equal, so that comparing siblings teaches nothing.
+    pub fn has_no_variance(&self) -> bool {
+        self.members.windows(2).all(|pair| pair[0].reward == pair[1].reward)
+    }
+}
