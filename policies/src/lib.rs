@@ -1,1 +1,40 @@
-//! Policies.
+//! Language models that sample and learn with one forward pass.
+//!
+//! A [`Decoder`] is a Llama-like transformer over packed rows: every activation is
+//! `(tokens, features)`, sequences laid end to end, no padding anywhere. Learning calls
+//! [`Decoder::hidden`] and [`Decoder::token_logprobs`]; sampling calls [`Decoder::extend`]
+//! over a [`KvCache`]. Both run the same layers and differ only in where attention finds
+//! its keys and values.
+//!
+//! Axes, everywhere in this crate: `tokens` (all rows of a packed batch), `hidden` (width
+//! of the residual stream), `heads`, `kv_heads`, `head_dim`, `intermediate` (width of the
+//! feed-forward block), `vocab`, `layers`, `slots` (rows of the key-value cache).
+
+mod checkpoint;
+pub mod contract;
+mod decoder;
+pub mod engine;
+mod error;
+mod kv_cache;
+mod model_config;
+pub mod models;
+pub mod ops;
+pub mod optimizer;
+mod parameters;
+pub mod sampling;
+pub mod tokenizer;
+
+pub use decoder::{CacheSpan, Decoder, TokenScores};
+pub use engine::Engine;
+pub use error::PolicyError;
+pub use kv_cache::KvCache;
+pub use model_config::{ModelConfig, Sizes, TokenIds};
+pub use optimizer::{
+    AdamW, AdamWConfig, DecayTargets, GradientSet, Schedule, ScheduleShape, StepReport,
+};
+pub use parameters::{InitOptions, Parameters};
+pub use sampling::{Completion, FinishReason, PolicyVersion, Request, SamplingParams};
+pub use tokenizer::Tokenizer;
+
+/// The index of a vocabulary entry.
+pub type TokenId = u32;

@@ -22,6 +22,9 @@ use crate::rollout::trajectory::ScoredGroup;
 use crate::tracking::Metrics;
 use batch::{MicroBatch, Sequence, token_budget_runs};
 
+/// Optimizer state beside the weights of a checkpoint.
+const OPTIMIZER_FILE: &str = "optimizer.safetensors";
+
 /// How weights are changed: the part of a stage's settings that all stages share.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
@@ -115,7 +118,7 @@ impl Learner {
     /// If a file cannot be written.
     pub fn save(&self, folder: &Path) -> Result<(), Error> {
         self.decoder.save_folder(folder)?;
-        self.optimizer.save(folder)?;
+        self.optimizer.save(&folder.join(OPTIMIZER_FILE))?;
         Ok(())
     }
 
@@ -126,7 +129,8 @@ impl Learner {
     pub fn restore(&mut self, folder: &Path, steps: u64) -> Result<(), Error> {
         let saved = Decoder::from_folder(folder)?;
         self.decoder.copy_from(&saved)?;
-        self.optimizer.load(folder, self.decoder.parameters())?;
+        self.optimizer =
+            AdamW::load(self.config.adamw.clone(), &folder.join(OPTIMIZER_FILE))?;
         self.steps = steps;
         Ok(())
     }
@@ -151,7 +155,7 @@ impl Learner {
             let logprobs = self.logprobs(&self.decoder, &batch, 1.0)?.0;
             let loss = (logprobs.sum_all()? * (-1.0 / scored as f64))?;
             loss_sum += f64::from(loss.to_scalar::<f32>()?);
-            gradients.accumulate(self.decoder.parameters(), &loss.backward()?)?;
+            gradients.add(self.decoder.parameters(), &loss.backward()?)?;
         }
         let mut metrics = self.step(&gradients)?;
         metrics.set("train/loss_nats", loss_sum);
@@ -283,7 +287,7 @@ impl Learner {
             metrics.add("learner/entropy_nats", entropy / total);
             let scalar = (loss.losses * spread(&|it| weights[it])?)?.sum_all()?;
             metrics.add("learner/loss", f64::from(scalar.to_scalar::<f32>()?));
-            gradients.accumulate(self.decoder.parameters(), &scalar.backward()?)?;
+            gradients.add(self.decoder.parameters(), &scalar.backward()?)?;
         }
         // Only before the first step are these still the weights that sampled; later the
         // difference is learning, not a disagreement between sampler and learner.
@@ -352,7 +356,7 @@ impl Learner {
         let report =
             self.optimizer.step(self.decoder.parameters(), gradients, rate).map_err(|e| {
                 match e {
-                    PolicyError::NotFinite { .. } => Error::Diverged(e.to_string()),
+                    PolicyError::Gradient { .. } => Error::Diverged(e.to_string()),
                     other => other.into(),
                 }
             })?;

@@ -1,0 +1,183 @@
+//! A model folder on disk: `config.json` and weights in the safetensors format.
+//!
+//! Format: <https://huggingface.co/docs/safetensors>. Weights are one `model.safetensors`,
+//! or shards listed by `model.safetensors.index.json`. f32, f16 and bf16 are read, f32 is
+//! written. A tied head is not stored, and ignored where a file stores it all the same.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use candle_core::{Device, Tensor, Var};
+use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use serde::Deserialize;
+
+use crate::error::PolicyError;
+use crate::model_config::{DecoderShape, ModelConfig};
+use crate::parameters::{self, ParameterSpec, Parameters};
+
+const CONFIG: &str = "config.json";
+const WEIGHTS: &str = "model.safetensors";
+const INDEX: &str = "model.safetensors.index.json";
+
+/// Reads `config.json`.
+pub(crate) fn read_config(folder: &Path) -> Result<ModelConfig, PolicyError> {
+    let path = folder.join(CONFIG);
+    serde_json::from_slice(&read(&path)?)
+        .map_err(|error| PolicyError::checkpoint(&path, error.to_string()))
+}
+
+/// Reads every parameter a decoder of this shape has.
+pub(crate) fn read_parameters(
+    folder: &Path,
+    shape: &DecoderShape,
+) -> Result<Parameters, PolicyError> {
+    let mut missing: BTreeMap<String, ParameterSpec> =
+        parameters::specs(shape).into_iter().map(|spec| (spec.name.clone(), spec)).collect();
+    let mut parameters = Parameters::default();
+    let files = weight_files(folder)?;
+    for path in &files {
+        let bytes = read(path)?;
+        let tensors = SafeTensors::deserialize(&bytes).map_err(|error| {
+            PolicyError::checkpoint(path, format!("not a whole safetensors file: {error}"))
+        })?;
+        for (name, view) in tensors.iter() {
+            if let Some(spec) = missing.remove(name) {
+                let values = finite_values(path, &spec, &view)?;
+                let tensor = Tensor::from_vec(values, spec.dims, &Device::Cpu)?;
+                parameters.insert(spec.name, Var::from_tensor(&tensor)?);
+            }
+        }
+    }
+    if let Some((first, _)) = missing.first_key_value() {
+        return Err(PolicyError::checkpoint(
+            folder,
+            format!("tensor {first} is missing ({} in all)", missing.len()),
+        ));
+    }
+    Ok(parameters)
+}
+
+/// Writes `config.json` and `model.safetensors`.
+pub(crate) fn write_folder(
+    folder: &Path,
+    config: &ModelConfig,
+    parameters: &Parameters,
+) -> Result<(), PolicyError> {
+    fs::create_dir_all(folder).map_err(|e| PolicyError::file("create", folder, e))?;
+    let mut tensors = Vec::with_capacity(parameters.len());
+    for (name, variable) in parameters.iter() {
+        let values: Vec<f32> = variable.as_detached_tensor().flatten_all()?.to_vec1()?;
+        tensors.push((name.to_owned(), variable.dims().to_vec(), values));
+    }
+    // transformers refuses a file that does not say which framework's layout it has.
+    write_tensors(&folder.join(WEIGHTS), &tensors, [("format", "pt".to_owned())])?;
+    let mut json = serde_json::to_string_pretty(config)
+        .map_err(|error| PolicyError::checkpoint(folder, error.to_string()))?;
+    json.push('\n');
+    write_atomically(&folder.join(CONFIG), json.as_bytes())
+}
+
+/// Writes named f32 tensors and metadata as one safetensors file.
+pub(crate) fn write_tensors<const N: usize>(
+    path: &Path,
+    tensors: &[(String, Vec<usize>, Vec<f32>)],
+    metadata: [(&str, String); N],
+) -> Result<(), PolicyError> {
+    let damaged = |error: safetensors::SafeTensorError| {
+        PolicyError::checkpoint(path, format!("cannot be serialised: {error}"))
+    };
+    let bytes: Vec<Vec<u8>> = tensors
+        .iter()
+        .map(|(_, _, values)| values.iter().flat_map(|value| value.to_le_bytes()).collect())
+        .collect();
+    let mut views = Vec::with_capacity(tensors.len());
+    for ((name, dims, _), bytes) in tensors.iter().zip(&bytes) {
+        views.push((name, TensorView::new(Dtype::F32, dims.clone(), bytes).map_err(damaged)?));
+    }
+    let metadata = metadata.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
+    let file = safetensors::serialize(views, Some(metadata)).map_err(damaged)?;
+    write_atomically(path, &file)
+}
+
+/// Writes a file so that a crash leaves the old one or the new one: aside, to disk, renamed.
+pub(crate) fn write_atomically(path: &Path, bytes: &[u8]) -> Result<(), PolicyError> {
+    let mut aside = path.as_os_str().to_owned();
+    aside.push(".part");
+    let aside = PathBuf::from(aside);
+    let write = || {
+        let mut file = File::create(&aside)?;
+        file.write_all(bytes)?;
+        file.sync_all()
+    };
+    write().map_err(|error| PolicyError::file("write", &aside, error))?;
+    fs::rename(&aside, path).map_err(|error| PolicyError::file("rename", &aside, error))?;
+    // The new name is safe only once the folder's own entry has reached the disk.
+    if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
+        File::open(folder)
+            .and_then(|folder| folder.sync_all())
+            .map_err(|error| PolicyError::file("flush", folder, error))?;
+    }
+    Ok(())
+}
+
+pub(crate) fn read(path: &Path) -> Result<Vec<u8>, PolicyError> {
+    fs::read(path).map_err(|error| PolicyError::file("read", path, error))
+}
+
+/// The weight files of a folder: the one file, or the shards of the index, in order of name.
+fn weight_files(folder: &Path) -> Result<Vec<PathBuf>, PolicyError> {
+    #[derive(Deserialize)]
+    struct Index {
+        weight_map: BTreeMap<String, String>,
+    }
+    let index_path = folder.join(INDEX);
+    if folder.join(WEIGHTS).exists() || !index_path.exists() {
+        return Ok(vec![folder.join(WEIGHTS)]);
+    }
+    let index: Index = serde_json::from_slice(&read(&index_path)?)
+        .map_err(|error| PolicyError::checkpoint(&index_path, error.to_string()))?;
+    let names: BTreeSet<String> = index.weight_map.into_values().collect();
+    Ok(names.into_iter().map(|name| folder.join(name)).collect())
+}
+
+/// The tensor's values in f32, after checking shape, dtype and finiteness.
+fn finite_values(
+    path: &Path,
+    spec: &ParameterSpec,
+    view: &TensorView<'_>,
+) -> Result<Vec<f32>, PolicyError> {
+    let ParameterSpec { name, dims, .. } = spec;
+    if view.shape() != dims {
+        return Err(PolicyError::checkpoint(
+            path,
+            format!("tensor {name} has shape {:?}, expected {dims:?}", view.shape()),
+        ));
+    }
+    let values = widened(view).ok_or_else(|| {
+        PolicyError::checkpoint(
+            path,
+            format!("tensor {name} has dtype {:?}, expected F32, F16 or BF16", view.dtype()),
+        )
+    })?;
+    match values.iter().position(|value| !value.is_finite()) {
+        None => Ok(values),
+        Some(at) => Err(PolicyError::checkpoint(
+            path,
+            format!("tensor {name} holds {} at element {at}", values[at]),
+        )),
+    }
+}
+
+/// The values in f32; nothing for dtypes that are not read.
+pub(crate) fn widened(view: &TensorView<'_>) -> Option<Vec<f32>> {
+    let data = view.data();
+    let pairs = || data.as_chunks::<2>().0.iter();
+    Some(match view.dtype() {
+        Dtype::F32 => data.as_chunks::<4>().0.iter().map(|&b| f32::from_le_bytes(b)).collect(),
+        Dtype::F16 => pairs().map(|&b| half::f16::from_le_bytes(b).to_f32()).collect(),
+        Dtype::BF16 => pairs().map(|&b| half::bf16::from_le_bytes(b).to_f32()).collect(),
+        _ => return None,
+    })
+}

@@ -1,0 +1,1 @@
+//! Checks every decoder must pass.

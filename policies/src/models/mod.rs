@@ -1,0 +1,59 @@
+//! The families of decoders this crate can run: one file and one row of [`BUILTIN`] each.
+//!
+//! A family says what its published configuration leaves unsaid: which projections have a
+//! bias, whether queries and keys are normalised. Everything else is in [`ModelConfig`].
+
+mod llama;
+mod qwen2;
+mod qwen3;
+
+use crate::error::PolicyError;
+use crate::model_config::ModelConfig;
+
+/// Every family, in the order of their publication.
+pub const BUILTIN: &[Family] = &[llama::FAMILY, qwen2::FAMILY, qwen3::FAMILY];
+
+/// What distinguishes one family of decoders from another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Family {
+    /// `model_type` in `config.json`.
+    pub name: &'static str,
+    /// The entry of `architectures` in `config.json`.
+    pub architecture: &'static str,
+    /// Which attention projections carry a bias.
+    pub attention_bias: AttentionBias,
+    /// Whether queries and keys are RMS-normalised over `head_dim` before rotation.
+    pub query_key_norm: bool,
+}
+
+/// Which of the projections q, k, v and o add a bias.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AttentionBias {
+    /// q, k and v, always.
+    QueryKeyValue,
+    /// All four, or none: the field `attention_bias` decides (absent: none).
+    Configured,
+}
+
+/// The family of a configuration, by `model_type` (or, where that is empty, by architecture).
+///
+/// # Errors
+/// If no row of [`BUILTIN`] matches; the message lists the rows.
+pub fn family_of(config: &ModelConfig) -> Result<&'static Family, PolicyError> {
+    let by_architecture =
+        |family: &&Family| config.architectures.iter().any(|name| name == family.architecture);
+    let found = if config.model_type.is_empty() {
+        BUILTIN.iter().find(by_architecture)
+    } else {
+        BUILTIN.iter().find(|family| family.name == config.model_type)
+    };
+    found.ok_or_else(|| {
+        let known: Vec<_> = BUILTIN.iter().map(|family| family.name).collect();
+        PolicyError::config(format!(
+            "model_type {:?} (architectures {:?}) is not a family of this build, which knows {}",
+            config.model_type,
+            config.architectures,
+            known.join(", ")
+        ))
+    })
+}

@@ -1,0 +1,497 @@
+//! AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101, algorithm 2) over named gradients.
+//!
+//! ```text
+//! g = clip(grad)                        all gradients scaled so that their norm is ≤ clip_norm
+//! m = β1 m + (1 - β1) g                 v = β2 v + (1 - β2) g²
+//! θ = θ - lr λ θ - lr m̂ / (sqrt(v̂) + ε)     m̂ = m / (1 - β1^t),  v̂ = v / (1 - β2^t)
+//! ```
+//!
+//! As in torch, the decay is scaled by the learning rate (the paper's schedule multiplier
+//! alone would be a different λ), and λ applies by default to matrices only. Moments are
+//! f32, keyed by name. Each tensor takes one pass; chunks of fixed size run in parallel and
+//! the norm is summed in their order, so results do not depend on the number of threads.
+
+use std::collections::BTreeMap;
+use std::f64::consts::PI;
+use std::path::Path;
+use std::sync::{Mutex, PoisonError};
+
+use candle_core::backprop::GradStore;
+use candle_core::{CpuStorage, InplaceOp1, Layout, Tensor};
+use multiversion::multiversion;
+use rayon::prelude::*;
+use safetensors::tensor::SafeTensors;
+use serde::{Deserialize, Serialize};
+
+use crate::checkpoint;
+use crate::error::PolicyError;
+use crate::ops::slices::Values;
+use crate::parameters::Parameters;
+
+/// The optimizer and its moments.
+#[derive(Clone, Debug)]
+pub struct AdamW {
+    config: AdamWConfig,
+    step: u64,
+    moments: BTreeMap<String, Moments>,
+}
+
+/// Settings of [`AdamW`]; the learning rate comes with each step.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct AdamWConfig {
+    /// Memory of the mean gradient. 0.9 is the paper's.
+    pub beta1: f64,
+    /// Memory of the mean squared gradient. 0.95 forgets a bad batch sooner than the paper's 0.999.
+    pub beta2: f64,
+    /// Keeps a still gradient from dividing by zero.
+    pub eps: f64,
+    /// λ: share of a weight that one step at learning rate 1 would remove.
+    pub weight_decay: f64,
+    /// Which parameters decay.
+    pub decay: DecayTargets,
+    /// Gradients longer than this together are scaled down to it; absent: never.
+    pub clip_norm: Option<f64>,
+}
+
+impl Default for AdamWConfig {
+    fn default() -> Self {
+        Self {
+            beta1: 0.9,
+            beta2: 0.95,
+            eps: 1e-8,
+            weight_decay: 0.0,
+            decay: DecayTargets::Matrices,
+            clip_norm: Some(1.0),
+        }
+    }
+}
+
+/// Which parameters weight decay shrinks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DecayTargets {
+    /// Tensors of two axes: projections, embedding and head; not norms and biases.
+    #[default]
+    Matrices,
+    /// Every tensor.
+    All,
+}
+
+/// What one step did.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct StepReport {
+    /// Length of all gradients together, before clipping.
+    pub grad_norm: f64,
+    /// What clipping multiplied the gradients by; 1 if they were short enough.
+    pub clip_scale: f64,
+    /// Length of the weights' change.
+    pub update_norm: f64,
+    /// How many steps have been taken, this one included.
+    pub step: u64,
+}
+
+#[derive(Clone, Debug)]
+struct Moments {
+    mean: Vec<f32>,
+    square: Vec<f32>,
+}
+
+/// Gradients of every parameter, summed over micro-batches in the order they were added.
+#[derive(Clone, Debug, Default)]
+pub struct GradientSet(BTreeMap<String, Tensor>);
+
+impl GradientSet {
+    /// Nothing yet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The gradients of one backward pass.
+    ///
+    /// # Errors
+    /// If a parameter has none: somewhere its path to the loss is cut.
+    pub fn from_store(parameters: &Parameters, store: &GradStore) -> Result<Self, PolicyError> {
+        let mut gradients = Self::new();
+        gradients.add(parameters, store)?;
+        Ok(gradients)
+    }
+
+    /// Adds the gradients of one more backward pass.
+    ///
+    /// # Errors
+    /// If a parameter has none: somewhere its path to the loss is cut.
+    pub fn add(&mut self, parameters: &Parameters, store: &GradStore) -> Result<(), PolicyError> {
+        for (name, variable) in parameters.iter() {
+            let gradient = store.get(variable).ok_or_else(|| {
+                PolicyError::gradient(name, "missing: no path leads from it to the loss")
+            })?;
+            let sum = match self.0.get(name) {
+                Some(sum) => (sum + gradient)?,
+                None => gradient.contiguous()?,
+            };
+            self.0.insert(name.to_owned(), sum.detach());
+        }
+        Ok(())
+    }
+
+    /// Multiplies every gradient, say by 1 / the number of tokens.
+    ///
+    /// # Errors
+    /// If memory runs out.
+    pub fn scale(&mut self, factor: f64) -> Result<(), PolicyError> {
+        for gradient in self.0.values_mut() {
+            *gradient = (&*gradient * factor)?;
+        }
+        Ok(())
+    }
+
+    /// The gradient of the named parameter.
+    pub fn get(&self, name: &str) -> Option<&Tensor> {
+        self.0.get(name)
+    }
+
+    /// Names and gradients, in the order of the names.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &Tensor)> {
+        self.0.iter().map(|(name, gradient)| (name.as_str(), gradient))
+    }
+
+    /// Whether nothing was added yet.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Length of all gradients together.
+    ///
+    /// # Errors
+    /// If a gradient is not finite; the message names it.
+    pub fn norm(&self) -> Result<f64, PolicyError> {
+        let mut total = 0.0;
+        for (name, gradient) in &self.0 {
+            let square = sum_of_squares(&Values::of(gradient)?);
+            if !square.is_finite() {
+                return Err(PolicyError::gradient(name, "holds NaN or an infinity"));
+            }
+            total += square;
+        }
+        Ok(total.sqrt())
+    }
+}
+
+impl AdamW {
+    /// An optimizer that has seen nothing.
+    pub fn new(config: AdamWConfig) -> Self {
+        Self { config, step: 0, moments: BTreeMap::new() }
+    }
+
+    /// The settings.
+    pub fn config(&self) -> &AdamWConfig {
+        &self.config
+    }
+
+    /// How many steps have been taken.
+    pub fn steps_taken(&self) -> u64 {
+        self.step
+    }
+
+    /// Changes every parameter, in place, by its gradient.
+    ///
+    /// # Errors
+    /// If a gradient is missing, of another shape or not finite; weights and moments are
+    /// then as they were.
+    pub fn step(
+        &mut self,
+        parameters: &Parameters,
+        gradients: &GradientSet,
+        learning_rate: f64,
+    ) -> Result<StepReport, PolicyError> {
+        for (name, variable) in parameters.iter() {
+            match gradients.get(name) {
+                None => return Err(PolicyError::gradient(name, "missing")),
+                Some(gradient) if gradient.dims() != variable.dims() => {
+                    let problem =
+                        format!("has shape {:?}, expected {:?}", gradient.dims(), variable.dims());
+                    return Err(PolicyError::gradient(name, problem));
+                }
+                Some(_) => {}
+            }
+        }
+        let grad_norm = gradients.norm()?;
+        let clip_scale = match self.config.clip_norm {
+            Some(limit) => (limit / (grad_norm + CLIP_FLOOR)).min(1.0),
+            None => 1.0,
+        };
+        let AdamWConfig { beta1, beta2, eps, weight_decay, decay, .. } = self.config;
+        let step = self.step + 1;
+        let mut update_square = 0.0;
+        for (name, variable) in parameters.iter() {
+            let gradient = gradients.get(name).expect("presence was checked above");
+            let count = variable.elem_count();
+            let moments = self
+                .moments
+                .entry(name.to_owned())
+                .or_insert_with(|| Moments { mean: vec![0.0; count], square: vec![0.0; count] });
+            let decays = decay == DecayTargets::All || variable.rank() == 2;
+            let lambda = if decays { weight_decay } else { 0.0 };
+            let update = Update {
+                keep: (1.0 - learning_rate * lambda) as f32,
+                clip_scale: clip_scale as f32,
+                beta1: beta1 as f32,
+                beta2: beta2 as f32,
+                mean_share: (1.0 - beta1) as f32,
+                square_share: (1.0 - beta2) as f32,
+                rate: (learning_rate / (1.0 - beta1.powi(step as i32))) as f32,
+                square_root_correction: (1.0 - beta2.powi(step as i32)).sqrt() as f32,
+                eps: eps as f32,
+            };
+            let fused = FusedUpdate {
+                update,
+                gradient: Values::of(gradient)?,
+                moments: Mutex::new((moments, 0.0)),
+            };
+            variable.inplace_op1(&fused)?;
+            update_square += fused.moments.lock().unwrap_or_else(PoisonError::into_inner).1;
+        }
+        self.step = step;
+        Ok(StepReport { grad_norm, clip_scale, update_norm: update_square.sqrt(), step })
+    }
+
+    /// Writes moments and step count as one safetensors file.
+    ///
+    /// # Errors
+    /// If the file cannot be written.
+    pub fn save(&self, path: &Path) -> Result<(), PolicyError> {
+        let tensors: Vec<_> = self
+            .moments
+            .iter()
+            .flat_map(|(name, Moments { mean, square })| {
+                [
+                    (format!("{name}{MEAN}"), vec![mean.len()], mean.clone()),
+                    (format!("{name}{SQUARE}"), vec![square.len()], square.clone()),
+                ]
+            })
+            .collect();
+        checkpoint::write_tensors(path, &tensors, [(STEP, self.step.to_string())])
+    }
+
+    /// Reads what [`Self::save`] wrote; training then continues byte for byte.
+    ///
+    /// # Errors
+    /// If the file is missing, damaged or not an optimizer state.
+    pub fn load(config: AdamWConfig, path: &Path) -> Result<Self, PolicyError> {
+        let bytes = checkpoint::read(path)?;
+        let damaged = |error: &dyn std::fmt::Display| {
+            PolicyError::checkpoint(path, format!("not a whole optimizer state: {error}"))
+        };
+        let (_, header) = SafeTensors::read_metadata(&bytes).map_err(|error| damaged(&error))?;
+        let step = header
+            .metadata()
+            .as_ref()
+            .and_then(|metadata| metadata.get(STEP)?.parse().ok())
+            .ok_or_else(|| damaged(&"no step count"))?;
+        let tensors = SafeTensors::deserialize(&bytes).map_err(|error| damaged(&error))?;
+        let mut moments = BTreeMap::new();
+        for (stored, view) in tensors.iter() {
+            let Some(name) = stored.strip_suffix(MEAN) else { continue };
+            let square =
+                tensors.tensor(&format!("{name}{SQUARE}")).map_err(|error| damaged(&error))?;
+            let (Some(mean), Some(square)) =
+                (checkpoint::widened(&view), checkpoint::widened(&square))
+            else {
+                return Err(damaged(&format!("{name} is not f32")));
+            };
+            if mean.len() != square.len() {
+                return Err(damaged(&format!("the moments of {name} differ in length")));
+            }
+            moments.insert(name.to_owned(), Moments { mean, square });
+        }
+        Ok(Self { config, step, moments })
+    }
+}
+
+const MEAN: &str = ".mean";
+const SQUARE: &str = ".square";
+const STEP: &str = "step";
+
+/// Keeps a zero norm from dividing by zero when clipping; torch's value.
+const CLIP_FLOOR: f64 = 1e-6;
+
+/// How the learning rate moves through a run: up to 1, then along a shape.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Schedule {
+    /// The way down after the warm-up.
+    pub shape: ScheduleShape,
+    /// Steps to climb from nothing to the full rate.
+    pub warmup_steps: u64,
+    /// What is left at the last step, as a share of the full rate.
+    pub final_fraction: f64,
+}
+
+impl Default for Schedule {
+    fn default() -> Self {
+        Self { shape: ScheduleShape::Constant, warmup_steps: 0, final_fraction: 0.0 }
+    }
+}
+
+/// The way down.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ScheduleShape {
+    /// None: stays at the full rate, whatever `final_fraction` says.
+    #[default]
+    Constant,
+    /// Along a line.
+    Linear,
+    /// Along half a cosine (Loshchilov and Hutter 2017, arXiv:1608.03983).
+    Cosine,
+}
+
+impl Schedule {
+    /// What to multiply the learning rate by at `step` (the first is 0) of `total`.
+    pub fn factor(&self, step: u64, total: u64) -> f64 {
+        if step < self.warmup_steps {
+            return (step + 1) as f64 / (self.warmup_steps + 1) as f64;
+        }
+        // The last step is total - 1, and is where `final_fraction` is reached.
+        let way = total.saturating_sub(1).saturating_sub(self.warmup_steps).max(1);
+        let progress = ((step - self.warmup_steps) as f64 / way as f64).min(1.0);
+        let left = match self.shape {
+            ScheduleShape::Constant => return 1.0,
+            ScheduleShape::Linear => 1.0 - progress,
+            ScheduleShape::Cosine => 0.5 * (1.0 + (PI * progress).cos()),
+        };
+        self.final_fraction + (1.0 - self.final_fraction) * left
+    }
+}
+
+/// The scalars of one tensor's step.
+#[derive(Clone, Copy)]
+struct Update {
+    keep: f32,
+    clip_scale: f32,
+    beta1: f32,
+    beta2: f32,
+    mean_share: f32,
+    square_share: f32,
+    rate: f32,
+    square_root_correction: f32,
+    eps: f32,
+}
+
+/// The step of one tensor as an in-place operation: candle's way to a variable's storage.
+struct FusedUpdate<'a> {
+    update: Update,
+    gradient: Values<'a>,
+    /// The moments, and the squared length of the change once it is done. The lock is only
+    /// for `&self`: nothing else holds it.
+    moments: Mutex<(&'a mut Moments, f64)>,
+}
+
+impl InplaceOp1 for FusedUpdate<'_> {
+    fn name(&self) -> &'static str {
+        "adamw"
+    }
+
+    fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> candle_core::Result<()> {
+        let Some((start, end)) = layout.contiguous_offsets() else {
+            candle_core::bail!("adamw: a variable is not contiguous");
+        };
+        let CpuStorage::F32(values) = storage else {
+            candle_core::bail!("adamw: a variable is not f32");
+        };
+        let mut held = self.moments.lock().unwrap_or_else(PoisonError::into_inner);
+        let (moments, update_square) = &mut *held;
+        let weights = &mut values[start..end];
+        if moments.mean.len() != weights.len() {
+            candle_core::bail!(
+                "adamw: moments of {} values for a variable of {}",
+                moments.mean.len(),
+                weights.len()
+            );
+        }
+        let chunks = weights
+            .par_chunks_mut(CHUNK)
+            .zip(self.gradient.par_chunks(CHUNK))
+            .zip(moments.mean.par_chunks_mut(CHUNK))
+            .zip(moments.square.par_chunks_mut(CHUNK));
+        let one_chunk = |(((weights, gradient), mean), square)| {
+            step_chunk(weights, gradient, mean, square, self.update)
+        };
+        *update_square = if self.gradient.len() <= CHUNK {
+            step_chunk(weights, &self.gradient, &mut moments.mean, &mut moments.square, self.update)
+        } else {
+            chunks.map(one_chunk).collect::<Vec<f64>>().into_iter().sum()
+        };
+        Ok(())
+    }
+}
+
+/// Values one thread takes at a time: large against the cost of handing over.
+const CHUNK: usize = 16 * 1024;
+
+/// Independent partial sums, so that the compiler may keep them in one wide register.
+const LANES: usize = 16;
+
+/// One pass over a chunk; gives the squared length of the change.
+#[multiversion(targets("x86_64+avx512f+avx512vl", "x86_64+avx2"))]
+fn step_chunk(
+    weights: &mut [f32],
+    gradient: &[f32],
+    mean: &mut [f32],
+    square: &mut [f32],
+    update: Update,
+) -> f64 {
+    let mut sums = [0.0_f32; LANES];
+    let Update { keep, clip_scale, beta1, beta2, .. } = update;
+    let Update { mean_share, square_share, rate, square_root_correction, eps, .. } = update;
+    let step_lane = |w: &mut f32, g: &f32, m: &mut f32, v: &mut f32, sum: &mut f32| {
+        let g = g * clip_scale;
+        *m = beta1 * *m + mean_share * g;
+        *v = beta2 * *v + square_share * g * g;
+        let new = *w * keep - rate * *m / (v.sqrt() / square_root_correction + eps);
+        let change = new - *w;
+        *sum += change * change;
+        *w = new;
+    };
+    let (weight_rows, weight_rest) = weights.as_chunks_mut::<LANES>();
+    let (gradient_rows, gradient_rest) = gradient.as_chunks::<LANES>();
+    let (mean_rows, mean_rest) = mean.as_chunks_mut::<LANES>();
+    let (square_rows, square_rest) = square.as_chunks_mut::<LANES>();
+    for (((w, g), m), v) in
+        weight_rows.iter_mut().zip(gradient_rows).zip(mean_rows).zip(square_rows)
+    {
+        for lane in 0..LANES {
+            step_lane(&mut w[lane], &g[lane], &mut m[lane], &mut v[lane], &mut sums[lane]);
+        }
+    }
+    let rest = weight_rest.iter_mut().zip(gradient_rest).zip(mean_rest).zip(square_rest);
+    for ((((w, g), m), v), sum) in rest.zip(&mut sums) {
+        step_lane(w, g, m, v, sum);
+    }
+    sums.iter().map(|&sum| f64::from(sum)).sum()
+}
+
+/// Σ g², in f64, chunk by chunk in order.
+fn sum_of_squares(values: &[f32]) -> f64 {
+    if values.len() <= CHUNK {
+        return chunk_sum_of_squares(values);
+    }
+    let sums: Vec<f64> = values.par_chunks(CHUNK).map(chunk_sum_of_squares).collect();
+    sums.into_iter().sum()
+}
+
+#[multiversion(targets("x86_64+avx512f+avx512vl", "x86_64+avx2"))]
+fn chunk_sum_of_squares(values: &[f32]) -> f64 {
+    let mut sums = [0.0_f64; LANES];
+    let (rows, rest) = values.as_chunks::<LANES>();
+    for row in rows {
+        for (sum, &value) in sums.iter_mut().zip(row) {
+            *sum += f64::from(value) * f64::from(value);
+        }
+    }
+    for (sum, &value) in sums.iter_mut().zip(rest) {
+        *sum += f64::from(value) * f64::from(value);
+    }
+    sums.iter().sum()
+}
