@@ -17,9 +17,17 @@ pub mod error;
 pub mod config_fault;
 pub mod registry;
 
-pub mod answer_span;
+pub mod contract;
 
+pub mod answer_span;
+pub mod expression;
+pub mod number;
+
+pub mod countdown;
 pub mod exact;
+pub mod format;
+pub mod numeric;
+pub mod rubric;
 
 pub use config_fault::ConfigFault;
 pub use error::VerifyError;
@@ -28,4 +36,14 @@ pub use transcript::{Message, Role, StopReason, Transcript};
 pub use verifier::{Outcome, Reference, ReferenceKind, TestCase, TextScorer, Verdict, Verifier};
 
 /// Every built-in verifier, alphabetical. `tallow list` prints this; the contract test runs over it.
-pub const BUILTIN: &[VerifierEntry] = &[VerifierEntry::of::<exact::ExactConfig>()];
+pub const BUILTIN: &[VerifierEntry] = &[
+    VerifierEntry::of::<countdown::CountdownConfig>(),
+    VerifierEntry::of::<exact::ExactConfig>(),
+    VerifierEntry::of::<format::FormatConfig>(),
+    VerifierEntry::of::<numeric::NumericConfig>(),
+    VerifierEntry::of::<rubric::RubricConfig>(),
+];
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
