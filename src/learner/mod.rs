@@ -213,6 +213,7 @@ impl Learner {
         let stale: u64 = samples.iter().map(|it| it.staleness).sum();
         metrics.set("learner/staleness_mean", stale as f64 / samples.len() as f64);
         self.annotate_reference(&mut samples, temperature)?;
+        let mut sums = Metrics::new();
         let mut updates = 0.0;
         for epoch in 0..reuse.epochs.max(1) {
             if reuse.minibatches > 1 {
@@ -220,14 +221,19 @@ impl Learner {
             }
             let size = samples.len().div_ceil(reuse.minibatches.max(1));
             for minibatch in samples.chunks(size) {
-                let first = epoch == 0 && updates == 0.0;
-                let report =
-                    self.minibatch(algorithm, minibatch, temperature, max_tokens, first)?;
-                metrics.accumulate(&report);
+                let (report, mismatch) =
+                    self.minibatch(algorithm, minibatch, temperature, max_tokens)?;
+                // Only before the first step are these still the weights that sampled; later the
+                // difference is learning, not a disagreement between sampler and learner.
+                if updates == 0.0 {
+                    metrics.set("learner/sampler_mismatch_nats", mismatch);
+                }
+                sums.accumulate(&report);
                 updates += 1.0;
             }
         }
-        metrics.average(&["learner/staleness_mean", "learner/sampler_mismatch_nats"], updates);
+        sums.scale(1.0 / updates);
+        metrics.extend(sums);
         metrics.set("learner/optimizer_steps", self.steps as f64);
         Ok(metrics)
     }
@@ -238,8 +244,7 @@ impl Learner {
         samples: &[Sample],
         temperature: f64,
         max_tokens: usize,
-        first: bool,
-    ) -> Result<Metrics, Error> {
+    ) -> Result<(Metrics, f64), Error> {
         let sampled: Vec<usize> = samples.iter().map(|it| it.sequence.scored_tokens()).collect();
         let total = sampled.iter().sum::<usize>().max(1) as f64;
         let weights = algorithm.aggregation().token_weights(&sampled, max_tokens);
@@ -289,13 +294,8 @@ impl Learner {
             metrics.add("learner/loss", f64::from(scalar.to_scalar::<f32>()?));
             gradients.add(self.decoder.parameters(), &scalar.backward()?)?;
         }
-        // Only before the first step are these still the weights that sampled; later the
-        // difference is learning, not a disagreement between sampler and learner.
-        if first {
-            metrics.set("learner/sampler_mismatch_nats", mismatch / total);
-        }
-        metrics.accumulate(&self.step(&gradients)?);
-        Ok(metrics)
+        metrics.extend(self.step(&gradients)?);
+        Ok((metrics, mismatch / total))
     }
 
     fn annotate_reference(

@@ -1,0 +1,179 @@
+//! The command line. One file a group of verbs; this one parses, and is the only place that prints
+//! errors.
+
+mod list;
+mod measure;
+mod model;
+mod run;
+mod verify;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::config::problem::Paint;
+use crate::error::Error;
+use crate::registry::Registry;
+
+/// Reinforcement learning of language models on verifiable tasks.
+#[derive(Parser)]
+#[command(name = "tallow", version, max_term_width = 100)]
+struct Cli {
+    #[command(flatten)]
+    common: Common,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+/// Flags that every verb takes.
+#[derive(Args, Clone)]
+pub struct Common {
+    /// Device to compute on.
+    #[arg(long, global = true, default_value = "auto", value_name = "auto|cpu|cuda[:N]")]
+    device: String,
+    /// Threads for tensors, verification and rollouts; default: one for each core.
+    #[arg(long, global = true, value_name = "N")]
+    threads: Option<usize>,
+    /// Overrides the seed.
+    #[arg(long, global = true, value_name = "S")]
+    seed: Option<u64>,
+    /// Print only machine-readable lines on stdout.
+    #[arg(long, global = true)]
+    json: bool,
+    /// No progress, no notes.
+    #[arg(short, long, global = true)]
+    quiet: bool,
+    /// More detail in error messages.
+    #[arg(short, long, global = true)]
+    verbose: bool,
+}
+
+impl Common {
+    /// Threads to use.
+    pub fn threads(&self) -> usize {
+        self.threads.unwrap_or_else(cores).max(1)
+    }
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Run the stages of an experiment.
+    Run(run::RunArgs),
+    /// Check everything a run would, without starting it.
+    Check(run::CheckArgs),
+    /// Show what is registered.
+    List(list::ListArgs),
+    /// Judge a file of cases with a verifier.
+    Verify(verify::VerifyArgs),
+    /// Sample replies to a file of prompts.
+    Generate(model::GenerateArgs),
+    /// Log-probability of every token of given text.
+    Score(model::ScoreArgs),
+    /// pass@k of a model on an environment.
+    Eval(model::EvalArgs),
+    /// Talk to a model in the terminal.
+    Chat(model::ChatArgs),
+    /// Write report.html and report.md from a run folder.
+    Report(ReportArgs),
+    /// Measure speed on this machine.
+    Bench(measure::BenchArgs),
+}
+
+/// Write report.html (self-contained) and report.md with plots from a run folder.
+///
+/// Example: tallow report runs/emergence
+#[derive(Args)]
+struct ReportArgs {
+    /// The run folder.
+    run: PathBuf,
+}
+
+/// Parses the process's arguments, runs the verb with what `registry` holds, prints errors.
+pub fn main(registry: Registry) -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // clap prints help on stdout and mistakes on stderr, each with the right status.
+            drop(error.print());
+            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
+        }
+    };
+    match dispatch(cli, &registry) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            print_error(&error);
+            ExitCode::from(error.exit_status())
+        }
+    }
+}
+
+fn dispatch(cli: Cli, registry: &Registry) -> Result<(), Error> {
+    let common = &cli.common;
+    check_device(&common.device)?;
+    set_threads(common.threads())?;
+    match cli.verb {
+        Verb::Run(args) => run::run(&args, common, registry),
+        Verb::Check(args) => run::check(&args, common, registry),
+        Verb::List(args) => list::list(&args, common, registry),
+        Verb::Verify(args) => verify::verify(&args, common, registry),
+        Verb::Generate(args) => model::generate(&args, common),
+        Verb::Score(args) => model::score(&args, common),
+        Verb::Eval(args) => model::eval(&args, common, registry),
+        Verb::Chat(args) => model::chat(&args, common),
+        Verb::Report(args) => {
+            let written = crate::report::write(&args.run)
+                .map_err(|e| Error::Data(format!("report: {e}")))?;
+            say(&format!("{}\n{}", written.html.display(), written.markdown.display()));
+            Ok(())
+        }
+        Verb::Bench(args) => measure::bench(&args, common),
+    }
+}
+
+fn check_device(device: &str) -> Result<(), Error> {
+    match device {
+        "auto" | "cpu" => Ok(()),
+        other if other == "cuda" || other.starts_with("cuda:") => Err(Error::usage(
+            format!("--device {other}: this build computes on the CPU only"),
+            "use --device cpu, or leave it out",
+        )),
+        other => Err(Error::usage(
+            format!("--device {other} is not a device"),
+            "use auto, cpu, cuda or cuda:N",
+        )),
+    }
+}
+
+/// Sets the size of the one pool that tensors and verifiers share.
+fn set_threads(threads: usize) -> Result<(), Error> {
+    rayon::ThreadPoolBuilder::new().num_threads(threads).build_global().map_err(|e| {
+        Error::usage(format!("cannot start {threads} threads: {e}"), "lower --threads")
+    })
+}
+
+fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+/// Prints results: the one way to stdout. A closed pipe ends the output quietly.
+pub(crate) fn say(text: &str) {
+    use std::io::Write;
+    drop(writeln!(std::io::stdout().lock(), "{text}"));
+}
+
+fn print_error(error: &Error) {
+    use std::io::{IsTerminal, Write};
+    let mut stderr = std::io::stderr().lock();
+    let text = match error {
+        Error::Config(problems) => {
+            let colour = stderr.is_terminal() && std::env::var_os("NO_COLOR").is_none();
+            problems.render(if colour { Paint::Colour } else { Paint::Plain })
+        }
+        other => format!("error: {other}"),
+    };
+    drop(writeln!(stderr, "{text}"));
+    if let Some(hint) = error.hint() {
+        drop(writeln!(stderr, "hint: {hint}"));
+    }
+}

@@ -1,0 +1,154 @@
+//! `tallow run` and `tallow check`.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use tallow_policies::ModelConfig;
+
+use super::{Common, say};
+use crate::config::document::resolved_toml;
+use crate::config::{Experiment, RunPlan};
+use crate::documents::resolve;
+use crate::error::Error;
+use crate::learner::memory::{MemoryPlan, available_bytes, human_bytes};
+use crate::registry::Registry;
+use crate::run::{RunOptions, run_experiment};
+
+/// Run the stages of an experiment.
+///
+/// Example: tallow run experiments/emergence --set rl.steps=30
+#[derive(Args)]
+pub struct RunArgs {
+    /// A TOML file, or a folder that holds config.toml.
+    config: PathBuf,
+    /// Change a key: `rl.group_size=8`, `model.hidden=128`, `stage[1].steps=10`.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    set: Vec<String>,
+    /// Where the run's files go; default: runs/NAME.
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// Go on where the run folder stopped.
+    #[arg(long)]
+    resume: bool,
+    /// Print the resolved configuration, the batch table and the memory plan; start nothing.
+    #[arg(long)]
+    dry_run: bool,
+}
+
+/// Check everything a run would, without starting it; all problems at once.
+///
+/// Example: tallow check experiments/emergence
+#[derive(Args)]
+pub struct CheckArgs {
+    /// A TOML file, or a folder that holds config.toml.
+    config: PathBuf,
+    /// Change a key, as for run.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    set: Vec<String>,
+}
+
+/// `tallow run`.
+pub fn run(args: &RunArgs, common: &Common, registry: &Registry) -> Result<(), Error> {
+    let experiment = read(&args.config, &args.set, common, registry)?;
+    if args.dry_run {
+        let toml = resolved_toml(&experiment.resolved())
+            .map_err(|e| Error::Data(format!("resolved configuration: {e}")))?;
+        say(&format!("{toml}\n{}", plans(&experiment)?));
+        return Ok(());
+    }
+    let text = plans(&experiment)?;
+    let out = args.out.clone().unwrap_or_else(|| PathBuf::from("runs").join(&experiment.name));
+    run_experiment(
+        &experiment,
+        &RunOptions {
+            out,
+            resume: args.resume,
+            quiet: common.quiet || common.json,
+            threads: common.threads(),
+            plan: text,
+            command: std::env::args().collect(),
+        },
+    )
+}
+
+/// `tallow check`.
+pub fn check(args: &CheckArgs, common: &Common, registry: &Registry) -> Result<(), Error> {
+    let experiment = read(&args.config, &args.set, common, registry)?;
+    let text = plans(&experiment)?;
+    if !common.quiet {
+        say(&format!("{text}{}: no problems", args.config.display()));
+    }
+    Ok(())
+}
+
+fn read(
+    config: &std::path::Path,
+    set: &[String],
+    common: &Common,
+    registry: &Registry,
+) -> Result<Experiment, Error> {
+    let mut set = set.to_vec();
+    if let Some(seed) = common.seed {
+        set.push(format!("seed={seed}"));
+    }
+    Experiment::read(config, &set, registry)
+}
+
+/// The batch table and the memory plan of every run; refuses what cannot fit.
+fn plans(experiment: &Experiment) -> Result<String, Error> {
+    let mut text = String::new();
+    for run in &experiment.runs {
+        if let Some(variant) = &run.variant {
+            text.push_str(&format!("variant {}\n", variant.name));
+        }
+        let model = model_of(run)?;
+        for plan in &run.stages {
+            text.push_str(&format!("  {} ({})\n", plan.name, plan.stage.kind()));
+            for (name, value) in plan.stage.derived(&run.model) {
+                text.push_str(&format!("    {name:<34}{value:>14}\n"));
+            }
+            let Some(demand) = plan.stage.demand(&run.model) else { continue };
+            let memory = MemoryPlan::new(&model, &demand);
+            for (name, bytes) in [
+                ("memory: weights", memory.weights),
+                ("memory: gradients and optimizer", memory.training_state),
+                ("memory: activations, at most", memory.activations),
+                ("memory: sampling cache, at most", memory.cache),
+            ] {
+                if bytes > 0 {
+                    text.push_str(&format!("    {name:<34}{:>14}\n", human_bytes(bytes)));
+                }
+            }
+            if let Some(available) = available_bytes()
+                && memory.total() > available
+            {
+                return Err(Error::usage(
+                    format!(
+                        "stage `{}` needs about {} of memory and {} are free",
+                        plan.name,
+                        human_bytes(memory.total()),
+                        human_bytes(available)
+                    ),
+                    memory.what_to_lower(),
+                ));
+            }
+        }
+    }
+    Ok(text)
+}
+
+/// The run's model as far as it is known before its tokenizer is made.
+fn model_of(run: &RunPlan) -> Result<ModelConfig, Error> {
+    /// Vocabulary that a memory plan assumes where a tokenizer is yet to be trained.
+    const ASSUMED_VOCABULARY: usize = 4096;
+    match &run.model.folder {
+        Some(folder) => {
+            let path = resolve(folder, &run.folder).join("config.json");
+            let text =
+                std::fs::read_to_string(&path).map_err(|e| Error::file("read", &path, e))?;
+            serde_json::from_str(&text)
+                .map_err(|e| Error::Data(format!("{}: {e}", path.display())))
+        }
+        None => run.model.config(ASSUMED_VOCABULARY),
+    }
+}

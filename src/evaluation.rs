@@ -1,0 +1,187 @@
+//! How good a policy is: accuracy, pass@k and reply lengths, with intervals.
+//!
+//! pass@k is the unbiased estimator 1 - C(n - c, k) / C(n, k) of Chen et al. 2021 (arXiv:2107.03374,
+//! eq. 1), with c of a task's n replies right. Intervals are 95 % and take tasks as the independent
+//! draws: mean ± 1.96 standard errors over tasks, kept within 0 and 1. Lengths are in tokens, those
+//! of right and wrong replies apart, since a mean over both can rise for either reason.
+
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use tallow_envs::{Seed, Split};
+use tallow_policies::SamplingParams;
+use tallow_verifiers::{Outcome, StopReason};
+
+use crate::error::Error;
+use crate::rollout::pool::{GroupPlan, RolloutPool};
+use crate::rollout::task_order::TaskOrder;
+use crate::rollout::trajectory::ScoredGroup;
+use crate::tracking::Metrics;
+
+/// Settings of an evaluation.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct EvaluationConfig {
+    /// Evaluate every so many steps, besides before the first and after the last; 0 for only those.
+    pub every: u64,
+    /// Held-out tasks.
+    pub tasks: u64,
+    /// Sampled replies to each.
+    pub samples: usize,
+    /// Which k to tell pass@k for; those above `samples` are left out.
+    pub k: Vec<usize>,
+    /// Whether to decode greedily as well, one reply to each task.
+    pub greedy: bool,
+    /// Temperature of the sampled replies; absent: the stage's.
+    pub temperature: Option<f64>,
+}
+
+impl Default for EvaluationConfig {
+    fn default() -> Self {
+        Self { every: 0, tasks: 128, samples: 4, k: vec![1, 4], greedy: true, temperature: None }
+    }
+}
+
+/// Tags of the seed streams of an evaluation.
+const TASK_STREAM: u64 = 0x6576_616c;
+const GREEDY_STREAM: u64 = 0x6772_6565;
+
+/// The groups of an evaluation: the same tasks every time, other draws for another `seed`.
+pub fn plans(
+    config: &EvaluationConfig,
+    split: Split,
+    tasks: u64,
+    params: &SamplingParams,
+    run_seed: Seed,
+    seed: Seed,
+) -> (Vec<GroupPlan>, Vec<GroupPlan>) {
+    let mut order = TaskOrder::new(run_seed.derive(&[TASK_STREAM]), tasks);
+    let count = config.tasks.min(tasks);
+    let mut sampled = params.clone();
+    sampled.temperature = config.temperature.unwrap_or(params.temperature);
+    let sampled = Arc::new(sampled);
+    let greedy = Arc::new(SamplingParams { temperature: 0.0, ..params.clone() });
+    let indices: Vec<u64> = (0..count).map(|it| order.index(it)).collect();
+    let plan = |index: &u64, size: usize, params: &Arc<SamplingParams>, stream: u64| GroupPlan {
+        split,
+        index: *index,
+        size,
+        params: Arc::clone(params),
+        seed: seed.derive(&[stream, *index]),
+    };
+    let samples =
+        indices.iter().map(|it| plan(it, config.samples, &sampled, TASK_STREAM)).collect();
+    let greedily = if config.greedy {
+        indices.iter().map(|it| plan(it, 1, &greedy, GREEDY_STREAM)).collect()
+    } else {
+        Vec::new()
+    };
+    (samples, greedily)
+}
+
+/// Plays an evaluation; returns its metrics and the sampled groups.
+///
+/// # Errors
+/// As [`RolloutPool::play`].
+pub fn evaluate(
+    pool: &mut RolloutPool,
+    config: &EvaluationConfig,
+    plans: &(Vec<GroupPlan>, Vec<GroupPlan>),
+    mut done: impl FnMut(usize),
+) -> Result<(Metrics, Vec<ScoredGroup>), Error> {
+    let groups = pool.play(&plans.0, &mut done)?;
+    let mut metrics = summary(&groups, &config.k);
+    if !plans.1.is_empty() {
+        let greedy = pool.play(&plans.1, |it| done(plans.0.len() + it))?;
+        metrics.set("eval/greedy_accuracy", share_right(&greedy));
+    }
+    Ok((metrics, groups))
+}
+
+/// Accuracy, pass@k and lengths of played groups.
+pub fn summary(groups: &[ScoredGroup], k: &[usize]) -> Metrics {
+    let mut metrics = Metrics::new();
+    let counts: Vec<(usize, usize)> =
+        groups.iter().map(|it| (it.members.len(), right(it))).filter(|it| it.0 > 0).collect();
+    let accuracy: Vec<f64> = counts.iter().map(|(n, c)| *c as f64 / *n as f64).collect();
+    set_interval(&mut metrics, "eval/accuracy", &accuracy);
+    for k in k {
+        let estimates: Vec<f64> =
+            counts.iter().filter(|(n, _)| n >= k).map(|(n, c)| pass_at_k(*n, *c, *k)).collect();
+        if !estimates.is_empty() {
+            set_interval(&mut metrics, &format!("eval/pass@{k}"), &estimates);
+        }
+    }
+    let members = || groups.iter().flat_map(|it| &it.members);
+    let lengths = |keep: &dyn Fn(Outcome) -> bool| -> Vec<f64> {
+        members()
+            .filter(|it| keep(it.verdict.outcome))
+            .map(|it| it.trajectory.sampled_tokens() as f64)
+            .collect()
+    };
+    set_mean(&mut metrics, "eval/reply_tokens_mean", &lengths(&|_| true));
+    set_mean(&mut metrics, "eval/reply_tokens_right", &lengths(&|it| it == Outcome::Correct));
+    set_mean(&mut metrics, "eval/reply_tokens_wrong", &lengths(&|it| it != Outcome::Correct));
+    let cut: Vec<f64> = members()
+        .map(|it| f64::from(u8::from(it.trajectory.transcript.stop == StopReason::Length)))
+        .collect();
+    set_mean(&mut metrics, "eval/truncated_share", &cut);
+    let broken: usize =
+        groups.iter().map(|it| it.environment_errors.len() + it.verifier_errors.len()).sum();
+    metrics.set("eval/broken_rollouts", broken as f64);
+    metrics
+}
+
+/// Probability that at least one of k replies, drawn from n of which c are right, is right.
+pub fn pass_at_k(n: usize, c: usize, k: usize) -> f64 {
+    if n - c < k {
+        return 1.0;
+    }
+    // C(n-c, k) / C(n, k) as a product of k factors, none of which overflows.
+    let missed: f64 = (0..k).map(|it| (n - c - it) as f64 / (n - it) as f64).product();
+    1.0 - missed
+}
+
+fn right(group: &ScoredGroup) -> usize {
+    group.members.iter().filter(|it| it.verdict.outcome == Outcome::Correct).count()
+}
+
+fn share_right(groups: &[ScoredGroup]) -> f64 {
+    let total: usize = groups.iter().map(|it| it.members.len()).sum();
+    groups.iter().map(right).sum::<usize>() as f64 / total.max(1) as f64
+}
+
+fn set_mean(metrics: &mut Metrics, name: &str, values: &[f64]) {
+    if !values.is_empty() {
+        metrics.set(name, values.iter().sum::<f64>() / values.len() as f64);
+    }
+}
+
+fn set_interval(metrics: &mut Metrics, name: &str, values: &[f64]) {
+    if values.is_empty() {
+        return;
+    }
+    let count = values.len() as f64;
+    let mean = values.iter().sum::<f64>() / count;
+    let variance = values.iter().map(|it| (it - mean).powi(2)).sum::<f64>() / (count - 1.0).max(1.0);
+    let half = 1.96 * (variance / count).sqrt();
+    metrics.set(name, mean);
+    metrics.set(format!("{name}_low"), (mean - half).max(0.0));
+    metrics.set(format!("{name}_high"), (mean + half).min(1.0));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pass_at_k_is_the_unbiased_estimator() {
+        let close = |got: f64, want: f64| assert!((got - want).abs() < 1e-12, "{got} {want}");
+        close(pass_at_k(4, 0, 2), 0.0);
+        close(pass_at_k(4, 1, 1), 0.25);
+        close(pass_at_k(4, 1, 2), 0.5);
+        close(pass_at_k(4, 2, 2), 1.0 - 1.0 / 6.0);
+        close(pass_at_k(4, 3, 2), 1.0);
+        close(pass_at_k(200, 1, 100), 0.5);
+    }
+}

@@ -1,0 +1,251 @@
+//! Which model an experiment trains: a folder to start from, or sizes to draw weights for.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use tallow_envs::Seed;
+use tallow_policies::{Decoder, InitOptions, ModelConfig, Sizes, Tokenizer};
+
+use crate::config::problem::Fault;
+use crate::documents::resolve;
+use crate::error::Error;
+
+/// Tag of the seed stream that draws fresh weights.
+const WEIGHT_STREAM: u64 = 0x7765_6967;
+
+/// The `[model]` table.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ModelSettings {
+    /// A Hugging Face folder to start from, weights and tokenizer; the sizes below are then its own.
+    pub folder: Option<String>,
+    /// A folder to take only the tokenizer from.
+    pub tokenizer: Option<String>,
+    /// Model family, one of `tallow list models`.
+    pub family: String,
+    /// Number of layers.
+    pub layers: usize,
+    /// Width of the residual stream.
+    pub hidden: usize,
+    /// Width of the feed-forward block; absent: 8/3 of `hidden`, rounded up to a multiple of 8.
+    pub intermediate: Option<usize>,
+    /// Query heads.
+    pub heads: usize,
+    /// Key and value heads; absent: as many as `heads`.
+    pub kv_heads: Option<usize>,
+    /// Longest sequence in tokens.
+    pub context: usize,
+    /// Base of the rotary frequencies (arXiv:2104.09864); small for short sequences.
+    pub rope_theta: f64,
+    /// Added to the mean square inside RMSNorm.
+    pub norm_eps: f64,
+    /// Whether the head is the embedding.
+    pub tied_embeddings: bool,
+    /// How fresh weights are drawn.
+    pub init: InitOptions,
+}
+
+impl Default for ModelSettings {
+    fn default() -> Self {
+        Self {
+            folder: None,
+            tokenizer: None,
+            family: "llama".into(),
+            layers: 4,
+            hidden: 128,
+            intermediate: None,
+            heads: 4,
+            kv_heads: None,
+            context: 512,
+            rope_theta: 10_000.0,
+            norm_eps: 1e-6,
+            tied_embeddings: true,
+            init: InitOptions::default(),
+        }
+    }
+}
+
+impl ModelSettings {
+    /// The configuration of a model with fresh weights and `vocabulary` tokens.
+    ///
+    /// # Errors
+    /// If the family is unknown or the sizes contradict each other.
+    pub fn config(&self, vocabulary: usize) -> Result<ModelConfig, Error> {
+        let intermediate = self.intermediate.unwrap_or((self.hidden * 8 / 3).next_multiple_of(8));
+        let sizes = Sizes {
+            vocab: vocabulary,
+            hidden: self.hidden,
+            intermediate,
+            layers: self.layers,
+            heads: self.heads,
+            kv_heads: self.kv_heads.unwrap_or(self.heads),
+            head_dim: self.hidden / self.heads.max(1),
+        };
+        let mut config = ModelConfig::of_family(&self.family, &sizes)?;
+        config.max_position_embeddings = self.context;
+        config.rope_theta = Some(self.rope_theta);
+        config.rms_norm_eps = self.norm_eps;
+        config.tie_word_embeddings = self.tied_embeddings;
+        Ok(config)
+    }
+
+    /// What is wrong with the sizes, before anything is made.
+    pub fn faults(&self, folder: &Path) -> Vec<Fault> {
+        let mut faults = Vec::new();
+        for (key, path) in [("folder", &self.folder), ("tokenizer", &self.tokenizer)] {
+            let Some(path) = path else { continue };
+            let wanted = if key == "folder" { "config.json" } else { "tokenizer.json" };
+            if !resolve(path, folder).join(wanted).is_file() {
+                faults.push(
+                    Fault::new(key, "no model folder there")
+                        .found(path.as_str())
+                        .expected(format!("a folder with {wanted}")),
+                );
+            }
+        }
+        if self.folder.is_some() {
+            return faults;
+        }
+        for (key, value) in [("layers", self.layers), ("hidden", self.hidden), ("heads", self.heads)] {
+            if value == 0 {
+                faults.push(Fault::new(key, format!("a model needs some {key}")).found("0"));
+            }
+        }
+        if self.context < 2 {
+            faults.push(
+                Fault::new("context", "a context this short holds no prompt and reply")
+                    .found(self.context.to_string())
+                    .expected("2 or more"),
+            );
+        }
+        if self.heads > 0 && !self.hidden.is_multiple_of(2 * self.heads) {
+            faults.push(
+                Fault::new("heads", "the heads do not divide the hidden width into even parts")
+                    .found(format!("{} heads of a width of {}", self.heads, self.hidden))
+                    .expected("hidden to be a multiple of twice the heads"),
+            );
+        }
+        if let Some(kv_heads) = self.kv_heads
+            && (kv_heads == 0 || !self.heads.is_multiple_of(kv_heads))
+        {
+            faults.push(
+                Fault::new("kv_heads", "the key and value heads do not divide the query heads")
+                    .found(kv_heads.to_string())
+                    .expected(format!("a divisor of {}", self.heads)),
+            );
+        }
+        if faults.is_empty()
+            && let Err(error) = self.config(256)
+        {
+            faults.push(Fault::new("family", error.to_string()).found(self.family.as_str()));
+        }
+        faults
+    }
+}
+
+/// What one stage leaves to the next.
+#[derive(Clone, Default)]
+pub struct ModelState {
+    /// The tokenizer, once there is one.
+    pub tokenizer: Option<Arc<Tokenizer>>,
+    /// The weights, once there are some.
+    pub decoder: Option<Decoder>,
+}
+
+impl ModelState {
+    /// The state that the `[model]` table describes, before any stage.
+    ///
+    /// # Errors
+    /// If a folder cannot be loaded.
+    pub fn initial(settings: &ModelSettings, folder: &Path) -> Result<Self, Error> {
+        let mut state = Self::default();
+        if let Some(path) = &settings.folder {
+            state = Self::load(&resolve(path, folder))?;
+        }
+        if let Some(path) = &settings.tokenizer {
+            state.tokenizer = Some(Arc::new(Tokenizer::from_folder(&resolve(path, folder))?));
+        }
+        Ok(state)
+    }
+
+    /// A model folder as a state; the weights may be absent (a tokenizer stage leaves none).
+    ///
+    /// # Errors
+    /// If a file that is there is damaged.
+    pub fn load(folder: &Path) -> Result<Self, Error> {
+        let tokenizer = Some(Arc::new(Tokenizer::from_folder(folder)?));
+        let decoder = if folder.join("config.json").exists() {
+            Some(Decoder::from_folder(folder)?)
+        } else {
+            None
+        };
+        Ok(Self { tokenizer, decoder })
+    }
+
+    /// Writes the state as a Hugging Face folder; `folder` exists.
+    ///
+    /// # Errors
+    /// If a file cannot be written.
+    pub fn save(&self, folder: &Path) -> Result<(), Error> {
+        if let Some(tokenizer) = &self.tokenizer {
+            tokenizer.save_folder(folder)?;
+        }
+        if let Some(decoder) = &self.decoder {
+            decoder.save_folder(folder)?;
+        }
+        Ok(())
+    }
+
+    /// The tokenizer.
+    ///
+    /// # Errors
+    /// If no stage before has made one.
+    pub fn tokenizer(&self) -> Result<Arc<Tokenizer>, Error> {
+        self.tokenizer.clone().ok_or_else(|| {
+            Error::usage(
+                "this stage needs a tokenizer and there is none",
+                "begin with a stage of kind \"tokenizer\", or set model.folder or model.tokenizer",
+            )
+        })
+    }
+
+    /// The weights, drawn from the seed if there are none yet.
+    ///
+    /// # Errors
+    /// If the sizes contradict each other or do not fit the tokenizer.
+    pub fn decoder(&mut self, settings: &ModelSettings, seed: Seed) -> Result<Decoder, Error> {
+        let tokenizer = self.tokenizer()?;
+        let decoder = match self.decoder.take() {
+            Some(decoder) => decoder,
+            None => {
+                let mut config = settings.config(tokenizer.vocabulary_size())?;
+                config.name_special_tokens(tokenizer.end_id(), tokenizer.pad_id());
+                Decoder::new(config, &settings.init, seed.derive(&[WEIGHT_STREAM]).0)?
+            }
+        };
+        let (rows, ids) = (decoder.config().vocab_size, tokenizer.vocabulary_size());
+        if rows < ids {
+            return Err(Error::Data(format!(
+                "the model embeds {rows} tokens but its tokenizer has {ids}: they do not belong \
+                 together"
+            )));
+        }
+        Ok(decoder)
+    }
+}
+
+/// Where a model folder named on the command line is.
+///
+/// # Errors
+/// If there is none.
+pub fn model_folder(path: &Path) -> Result<PathBuf, Error> {
+    if path.join("config.json").is_file() {
+        Ok(path.to_path_buf())
+    } else {
+        Err(Error::usage(
+            format!("{} is no model folder: it has no config.json", path.display()),
+            "give a Hugging Face folder, or models/STAGE of a run",
+        ))
+    }
+}

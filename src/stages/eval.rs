@@ -1,0 +1,154 @@
+//! Evaluation as a stage: pass@k with intervals on held-out tasks; leaves the model as it is.
+
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use tallow_envs::{Environment, Split};
+use tallow_policies::{Engine, SamplingParams};
+use tallow_verifiers::Verifier;
+
+use super::{Stage, StageEntry, rl};
+use crate::config::StageContext;
+use crate::config::document::Table;
+use crate::config::problem::{Fault, Problems};
+use crate::error::Error;
+use crate::evaluation::{self, EvaluationConfig};
+use crate::learner::memory::Demand;
+use crate::model::{ModelSettings, ModelState};
+use crate::renderer::Renderer;
+use crate::rollout::pool::{PoolLimits, RolloutPool};
+use crate::rollout::scoring::Scoring;
+use crate::run::StageRun;
+
+/// This stage's row.
+pub const ENTRY: StageEntry = StageEntry {
+    name: "eval",
+    summary: "pass@k on held-out tasks",
+    read,
+    default_options: || json!(EvalConfig::default()),
+};
+
+/// Settings of the stage `eval`.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+struct EvalConfig {
+    /// Which half of the environment.
+    split: Split,
+    /// How replies are sampled.
+    sampling: SamplingParams,
+    /// What to measure; `every` has no meaning here.
+    evaluation: EvaluationConfig,
+    /// Replies sampled at once.
+    slots: usize,
+    /// Most replies in one episode.
+    max_turns: usize,
+}
+
+impl Default for EvalConfig {
+    fn default() -> Self {
+        Self {
+            split: Split::Test,
+            sampling: SamplingParams::default(),
+            evaluation: EvaluationConfig::default(),
+            slots: 128,
+            max_turns: 8,
+        }
+    }
+}
+
+struct EvalStage {
+    config: EvalConfig,
+    environment: Arc<dyn Environment>,
+    verifier: Arc<dyn Verifier>,
+    components: [(&'static str, Value); 2],
+}
+
+fn read(
+    table: &mut Table,
+    context: &StageContext<'_>,
+    problems: &mut Problems,
+) -> Option<Box<dyn Stage>> {
+    let (environment, env_settings) = rl::read_environment(table, context, problems);
+    let (verifier, verifier_settings) =
+        rl::read_verifier(table, environment.as_deref(), context, problems);
+    let config: EvalConfig = table.take(problems)?;
+    if config.evaluation.samples == 0 || config.sampling.max_tokens == 0 {
+        let fault = Fault::new("evaluation.samples", "an evaluation without replies")
+            .expected("samples and max_tokens of 1 or more");
+        problems.at(table, fault);
+        return None;
+    }
+    Some(Box::new(EvalStage {
+        config,
+        environment: environment?,
+        verifier: verifier?,
+        components: [("env", env_settings), ("verifier", verifier_settings)],
+    }))
+}
+
+impl Stage for EvalStage {
+    fn kind(&self) -> &'static str {
+        ENTRY.name
+    }
+
+    fn resolved(&self) -> Value {
+        let mut settings = json!(self.config);
+        for (key, value) in &self.components {
+            settings[*key] = value.clone();
+        }
+        settings
+    }
+
+    fn derived(&self, _model: &ModelSettings) -> Vec<(String, String)> {
+        let evaluation = &self.config.evaluation;
+        vec![
+            ("tasks".into(), evaluation.tasks.to_string()),
+            ("replies".into(), (evaluation.tasks as usize * evaluation.samples).to_string()),
+        ]
+    }
+
+    fn demand(&self, model: &ModelSettings) -> Option<Demand> {
+        Some(Demand { slots: self.config.slots, context: model.context, ..Default::default() })
+    }
+
+    fn run(&self, mut start: ModelState, run: &mut StageRun<'_>) -> Result<ModelState, Error> {
+        let config = &self.config;
+        let tokenizer = start.tokenizer()?;
+        let decoder = start.decoder(run.model(), run.run_seed())?;
+        let renderer = Arc::new(Renderer::new(Arc::clone(&tokenizer))?);
+        let engine = Engine::new(&decoder, Arc::clone(&tokenizer), config.slots)?;
+        let mut pool = RolloutPool::new(
+            Arc::clone(&self.environment),
+            renderer,
+            Scoring {
+                verifier: Arc::clone(&self.verifier),
+                cut_off_is_malformed: true,
+                coin_reward: None,
+            },
+            engine,
+            PoolLimits {
+                threads: run.threads(),
+                episodes: config.slots,
+                max_turns: config.max_turns,
+                lockstep: true,
+            },
+            run.interrupted(),
+        );
+        let plans = evaluation::plans(
+            &config.evaluation,
+            config.split,
+            self.environment.len(config.split),
+            &config.sampling,
+            run.run_seed(),
+            run.seed(),
+        );
+        let bar = run.bar((plans.0.len() + plans.1.len()) as u64, "tasks");
+        let (metrics, groups) =
+            evaluation::evaluate(&mut pool, &config.evaluation, &plans, |it| bar.set(it as u64))?;
+        drop((bar, pool));
+        run.metrics(0, &metrics)?;
+        run.samples(0, &groups, None)?;
+        Ok(ModelState { tokenizer: Some(tokenizer), decoder: Some(decoder) })
+    }
+}

@@ -1,0 +1,58 @@
+//! Phases of training. Each takes the model the one before left and leaves a better one.
+//!
+//! Read [`rl`] first: it is the program's main loop.
+
+pub mod eval;
+pub mod next_token;
+pub mod pretrain;
+pub mod rl;
+pub mod sft;
+pub mod tokenizer;
+
+use serde_json::Value;
+
+use crate::config::StageContext;
+use crate::config::document::Table;
+use crate::config::problem::Problems;
+use crate::error::Error;
+use crate::learner::memory::Demand;
+use crate::model::{ModelSettings, ModelState};
+use crate::run::StageRun;
+
+/// One phase of training.
+pub trait Stage: Send + Sync {
+    /// The kind configs use.
+    fn kind(&self) -> &'static str;
+
+    /// Its settings with every default filled in.
+    fn resolved(&self) -> Value;
+
+    /// What follows from the settings, as rows of name and value: prompts, replies and tokens a
+    /// step, updates, and what else people get wrong.
+    fn derived(&self, model: &ModelSettings) -> Vec<(String, String)>;
+
+    /// What it asks of memory; `None` if next to nothing.
+    fn demand(&self, model: &ModelSettings) -> Option<Demand>;
+
+    /// Runs it, going on from its newest checkpoint if it was stopped before.
+    ///
+    /// # Errors
+    /// See [`Error`]; what was checkpointed stays.
+    fn run(&self, start: ModelState, run: &mut StageRun<'_>) -> Result<ModelState, Error>;
+}
+
+/// A row of the table of stages.
+pub struct StageEntry {
+    /// The kind configs use.
+    pub name: &'static str,
+    /// One line for `tallow list`.
+    pub summary: &'static str,
+    /// Reads the stage's table; problems are collected.
+    pub read: fn(&mut Table, &StageContext<'_>, &mut Problems) -> Option<Box<dyn Stage>>,
+    /// The settings with their defaults.
+    pub default_options: fn() -> Value,
+}
+
+/// Every stage, in the order of a model's life.
+pub const BUILTIN: &[StageEntry] =
+    &[tokenizer::ENTRY, pretrain::ENTRY, sft::ENTRY, rl::ENTRY, eval::ENTRY];
