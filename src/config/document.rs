@@ -89,7 +89,11 @@ impl Document {
         let (root, faults) = Node::parse(&text);
         let mut problems = Problems::of(name);
         for (what, span) in faults {
-            problems.push(Problem::new(Place::in_text(name, &text, span), "", Fault::new("", what)));
+            problems.push(Problem::new(
+                Place::in_text(name, &text, span),
+                "",
+                Fault::new("", what),
+            ));
         }
         let source =
             Source { name: name.to_owned(), text, overrides: Vec::new(), labels: Vec::new() };
@@ -104,7 +108,7 @@ impl Document {
     /// # Errors
     /// If it has no `=`, its key cannot be read, or the key leads through something that has no
     /// such part or several.
-    pub fn set(&mut self, text: &str) -> Result<(), Problem> {
+    pub fn set(&mut self, text: &str) -> Result<(), Box<Problem>> {
         let number = self.source.overrides.len();
         overrides::apply(&mut self.root, text, number)?;
         self.source.overrides.push(text.to_owned());
@@ -115,7 +119,7 @@ impl Document {
     pub fn set_all(&mut self, texts: &[impl AsRef<str>], problems: &mut Problems) {
         for text in texts {
             if let Err(problem) = self.set(text.as_ref()) {
-                problems.push(problem);
+                problems.push(*problem);
             }
         }
     }
@@ -470,7 +474,10 @@ mod tests {
         name.map(str::to_owned).ok_or_else(|| Fault::new("name", "missing key `name`"))
     }
 
-    fn read(text: &str, overrides: &[&str]) -> Result<(Experiment, Vec<Stage>, Vec<String>), Problems> {
+    fn read(
+        text: &str,
+        overrides: &[&str],
+    ) -> Result<(Experiment, Vec<Stage>, Vec<String>), Problems> {
         let mut document = Document::parse("c.toml", text)?;
         let mut problems = Problems::of("c.toml");
         document.set_all(overrides, &mut problems);
@@ -589,65 +596,519 @@ kind = 3
 steps = 0
 "#,
             &["stage[1].group_siez=4", "mdoel.layers=3", "rll.steps=2"],
-            "",
+            r#"
+error: unknown key `nmae`
+ --> c.toml:1:1
+  |
+1 | nmae = "x"
+  | ^^^^ key nmae
+  |
+hint: did you mean `name`?
+
+error: `seed` has the wrong type: found a string, expected a whole number of at least 0
+ --> c.toml:2:8
+  |
+2 | seed = "1"
+  |        ^^^ key seed
+  |
+hint: write it without quotes: seed = 1
+
+error: unknown key `extra`
+ --> c.toml:3:1
+  |
+3 | extra = 1
+  | ^^^^^ key extra
+  |
+hint: known keys here: name, seed, model, stage
+
+error: `layers` is out of range: found -1, expected a whole number of at least 0
+ --> c.toml:5:10
+  |
+5 | layers = -1
+  |          ^^ key model.layers
+
+error: `hidden` is out of range: found 70000, expected a whole number from 0 to 65535
+ --> c.toml:6:10
+  |
+6 | hidden = 70000
+  |          ^^^^^ key model.hidden
+
+error: `tied` has the wrong type: found a string, expected true or false
+ --> c.toml:7:8
+  |
+7 | tied = "yes"
+  |        ^^^^^ key model.tied
+  |
+hint: write it without quotes: tied = true
+
+error: `dtype` is "bf-16", which is not known here: expected "f32" or "bf16"
+ --> c.toml:8:9
+  |
+8 | dtype = "bf-16"
+  |         ^^^^^^^ key model.dtype
+  |
+hint: did you mean "bf16"?
+
+error: `scale` has the wrong type: found a string, expected a number
+ --> c.toml:9:9
+  |
+9 | scale = "big"
+  |         ^^^^^ key model.scale
+
+error: `b` has the wrong type: found a string, expected a whole number
+  --> c.toml:10:21
+   |
+10 | tags = { a = 1, b = "2" }
+   |                     ^^^ key model.tags.b
+   |
+hint: write it without quotes: b = 2
+
+error: unknown key `stpes`
+  --> c.toml:13:1
+   |
+13 | stpes = 1
+   | ^^^^^ key stage[0].stpes
+   |
+hint: did you mean `steps`?
+
+error: `betas` has the wrong length: found 1, expected a list of 2 values
+  --> c.toml:14:9
+   |
+14 | betas = [1]
+   |         ^^^ key stage[0].betas
+
+error: `stop` has the wrong type: found a string, expected a list
+  --> c.toml:15:8
+   |
+15 | stop = "end"
+   |        ^^^^^ key stage[0].stop
+   |
+hint: put it in brackets: stop = ["end"]
+
+error: `group_size` has the wrong type: found the number 8.0, expected a whole number of at least 0
+  --> c.toml:16:14
+   |
+16 | group_size = 8.0
+   |              ^^^ key stage[0].group_size
+   |
+hint: write it without a fraction: group_size = 8
+
+error: `numbers` is too small: expected at least 2
+  --> c.toml:19:11
+   |
+19 | numbers = 1
+   |           ^ key stage[0].env.numbers
+
+error: unknown key `nubmers`
+  --> c.toml:20:1
+   |
+20 | nubmers = 3
+   | ^^^^^^^ key stage[0].env.nubmers
+
+error: unknown key `flor`
+  --> c.toml:22:24
+   |
+22 | cosine = { warmup = 1, flor = 2 }
+   |                        ^^^^ key stage[0].schedule.cosine.flor
+   |
+hint: did you mean `floor`?
+
+error: `kind` has the wrong type: found the number 3, expected a string
+  --> c.toml:24:8
+   |
+24 | kind = 3
+   |        ^ key stage[1].kind
+   |
+hint: put it in quotes: kind = "3"
+
+error: `steps` is out of range: found 0, expected a whole number of at least 1
+  --> c.toml:25:9
+   |
+25 | steps = 0
+   |         ^ key stage[1].steps
+
+error: unknown key `group_siez`
+--> --set stage[1].group_siez=4, key stage[1].group_siez
+ |
+hint: did you mean `group_size`?
+
+error: unknown key `mdoel`
+--> --set mdoel.layers=3, key mdoel
+ |
+hint: did you mean `model`?
+
+error: unknown key `rll`
+--> --set rll.steps=2, key rll
+ |
+hint: did you mean `rl`?
+
+21 problems in c.toml; nothing was started"#,
+        );
+    }
+
+    #[test]
+    fn a_value_that_makes_no_sense_is_put_on_its_line() {
+        check(
+            "name = 'x'\n[[stage]]\nkind = 'rl'\nsteps = 1\ngroup_size = 1",
+            &[],
+            "
+error: `group_size` is 1: expected at least 2
+ --> c.toml:5:14
+  |
+5 | group_size = 1
+  |              ^ key stage[0].group_size
+
+1 problem in c.toml; nothing was started",
         );
     }
 
     #[test]
     fn a_default_is_blamed_on_the_head_of_its_table() {
-        check("name = 'x'\n[[stage]]\nkind = 'rl'\nsteps = 1\ngroup_size = 1", &[], "");
+        let document = Document::parse("c.toml", "a = 1\n[stage.env]\nname = 'x'\n").unwrap();
+        let mut problems = Problems::of("c.toml");
+        let mut stage = document.root().split("stage", &mut problems).unwrap();
+        let mut env = stage.split("env", &mut problems).unwrap();
+        let absent = env.split_or_empty("curriculum", &mut problems);
+        let places = [
+            stage.problem(Fault::new("env.numbers", "")),
+            stage.problem(Fault::new("env.name", "")),
+            env.problem(Fault::new("", "")),
+            absent.problem(Fault::new("start", "")),
+            document.root().problem(Fault::new("seed", "")),
+        ];
+        let places = places.map(|problem| format!("{} {}", problem.place, problem.key));
+        assert_eq!(
+            places,
+            [
+                "c.toml:2:1 stage.env.numbers",
+                "c.toml:3:8 stage.env.name",
+                "c.toml:2:1 stage.env",
+                "c.toml:2:1 stage.env.curriculum.start",
+                "c.toml seed",
+            ]
+        );
+        assert!(problems.is_empty());
+    }
+
+    #[test]
+    fn missing_keys_are_told_together() {
+        check(
+            "[[stage]]\nkind = 'rl'\nschedule = { cosine = {} }",
+            &[],
+            "
+error: missing key `name`
+--> c.toml, key name
+
+error: missing key `steps`
+ --> c.toml:1:1
+  |
+1 | [[stage]]
+  | ^^^^^^^^^ key stage[0].steps
+
+error: missing key `group_size`
+ --> c.toml:1:1
+  |
+1 | [[stage]]
+  | ^^^^^^^^^ key stage[0].group_size
+
+error: missing key `warmup`
+ --> c.toml:3:23
+  |
+3 | schedule = { cosine = {} }
+  |                       ^^ key stage[0].schedule.cosine.warmup
+
+error: missing key `floor`
+ --> c.toml:3:23
+  |
+3 | schedule = { cosine = {} }
+  |                       ^^ key stage[0].schedule.cosine.floor
+
+5 problems in c.toml; nothing was started",
+        );
+        let document = Document::parse("c.toml", "a = 1").unwrap();
+        let mut problems = Problems::of("c.toml");
+        let mut root = document.root();
+        assert_eq!(root.require::<String>("kind", &mut problems), None);
+        assert_eq!(root.pull::<u8>("b", &mut problems), None);
+        assert_eq!(root.pull::<u8>("a", &mut problems), Some(1));
+        let told = problems.render(Paint::Plain);
+        assert!(told.starts_with("error: missing key `kind`\n--> c.toml, key kind\n"), "{told}");
+        assert_eq!(problems.len(), 1);
+    }
+
+    #[test]
+    fn every_form_of_serde_is_read_as_strictly() {
+        #[derive(Debug, Deserialize, PartialEq)]
+        #[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
+        enum Tagged {
+            Fixed { value: f64 },
+        }
+        #[derive(Debug, Deserialize, PartialEq)]
+        #[serde(untagged)]
+        enum Either {
+            One(String),
+            Many(Vec<String>),
+        }
+        #[derive(Debug, Deserialize, PartialEq)]
+        #[serde(try_from = "f64")]
+        struct Share(f64);
+        impl TryFrom<f64> for Share {
+            type Error = String;
+            fn try_from(value: f64) -> Result<Self, String> {
+                let message = || format!("{value} is no share between 0 and 1");
+                (0.0..=1.0).contains(&value).then_some(Self(value)).ok_or_else(message)
+            }
+        }
+        #[derive(Debug, Deserialize, PartialEq)]
+        #[serde(deny_unknown_fields)]
+        struct Forms {
+            rate: Tagged,
+            stop: Either,
+            share: Share,
+            path: std::path::PathBuf,
+            when: Option<String>,
+        }
+        let read = |text: &str| {
+            let mut problems = Problems::of("c");
+            let read = Document::parse("c", text).unwrap().root().take::<Forms>(&mut problems);
+            (read, problems.iter().map(Problem::title).collect::<Vec<_>>())
+        };
+        let good = "rate = { kind = 'fixed', value = 1 }\nstop = ['a']\nshare = 0.5\npath = 'x'\nwhen = 2020-01-01";
+        let (forms, problems) = read(good);
+        assert_eq!(forms.unwrap().when.as_deref(), Some("2020-01-01"), "{problems:?}");
+        let (forms, problems) =
+            read("rate = { kind = 'fixed', valeu = 1, value = 2 }\nstop = 1\nshare = 2\npath = 3");
+        assert_eq!(forms, None);
+        assert_eq!(
+            problems,
+            [
+                "unknown key `valeu`",
+                "`stop` has a form that is not understood here: found the number 1",
+                "`share`: 2 is no share between 0 and 1",
+                "`path` has the wrong type: found the number 3, expected a path",
+            ]
+        );
+        let (_, problems) = read("share = 2020-01-01\nrate = { kind = 'fixed', value = 'x' }");
+        assert_eq!(
+            problems,
+            [
+                "`share` has the wrong type: found a date, expected a number",
+                "a value in `rate` has the wrong type: found a string, expected a number",
+            ]
+        );
     }
 
     #[test]
     fn a_fault_of_an_override_is_put_on_it() {
-        check(GOOD, &["rl.group_size=1", "rl.env.numbers=0", "model=3", "stage[0].steps=many"], "");
+        check(
+            GOOD,
+            &["rl.group_size=1", "rl.env.numbers=0", "model=3", "stage[0].steps=many"],
+            "
+error: `steps` has the wrong type: found a string, expected a whole number of at least 1
+--> --set stage[0].steps=many, key stage[0].steps
+
+error: `numbers` is too small: expected at least 2
+--> --set rl.env.numbers=0, key stage[1].env.numbers
+
+error: `group_size` is 1: expected at least 2
+--> --set rl.group_size=1, key stage[1].group_size
+
+error: `model` has the wrong type: found the number 3, expected a table
+--> --set model=3, key model
+
+4 problems in c.toml; nothing was started",
+        );
     }
 
     #[test]
     fn overrides_that_lead_nowhere_say_where_they_could() {
-        let text = format!("{GOOD}\n[[stage]]\nkind = 'rl'\nname = 'late'\nsteps = 1\ngroup_size = 2\n");
+        let text =
+            format!("{GOOD}\n[[stage]]\nkind = 'rl'\nname = 'late'\nsteps = 1\ngroup_size = 2\n");
         check(
             &text,
-            &["rl.steps=1", "stage[3].steps=1", "stage.pretrain.steps=1", "seed", "=1", "a..b=1",
+            &[
+                "rl.steps=1",
+                "stage[3].steps=1",
+                "stage.pretrain.steps=1",
+                "seed",
+                "=1",
+                "a..b=1",
+                "name.x=1",
+                "rl.stop=[1",
+                "name[0]=1",
+                "model.layers=2\nhidden=3",
+            ],
+            r#"
+error: `rl` names 2 tables
+--> --set rl.steps=1, key rl.steps
+ |
+hint: say which by its index: stage[1] (kind = "rl"), stage[2] (kind = "rl", name = "late")
 
-              "name.x=1", "rl.stop=[1", "name[0]=1", "model.layers=2\nhidden=3"],
-            "",
+error: there is no `stage[3]`
+--> --set stage[3].steps=1, key stage[3].steps
+ |
+hint: there are stage[0] (kind = "sft"), stage[1] (kind = "rl"), stage[2] (kind = "rl", name = "late")
+
+error: `stage` is a list in which nothing is called `pretrain`
+--> --set stage.pretrain.steps=1, key stage.pretrain.steps
+ |
+hint: there are stage[0] (kind = "sft"), stage[1] (kind = "rl"), stage[2] (kind = "rl", name = "late")
+
+error: `seed` gives no value: expected key=value
+--> --set seed
+
+error: cannot read the key ``: the key is empty
+--> --set =1
+ |
+hint: keys look like rl.steps, stage[1].steps or model.layers
+
+error: cannot read the key `a..b`: a key is empty
+--> --set a..b=1
+ |
+hint: keys look like rl.steps, stage[1].steps or model.layers
+
+error: `name` has no keys, so no `x`: found a string, expected a table
+--> --set name.x=1, key name.x
+
+error: cannot read the value `[1`: expected a TOML value, such as [1, 2]
+--> --set rl.stop=[1, key rl.stop
+
+error: `name` has no element 0: found a string, expected a list
+--> --set name[0]=1, key name[0]
+
+error: `layers` has the wrong type: found a string, expected a whole number of at least 0
+--> --set model.layers=2\nhidden=3, key model.layers
+
+10 problems in c.toml; nothing was started"#,
         );
     }
 
     #[test]
     fn every_syntax_error_is_told() {
-        check("a =\nb = tru\nc = 'x\nname = 1\nname = 2\nbig = 99999999999999999999\n", &[], "");
+        check(
+            "a =\nb = tru\nc = 'x\nname = 1\nname = 2\nbig = 99999999999999999999\n",
+            &[],
+            "
+error: a value is missing after `=`
+ --> c.toml:1:4
+  |
+1 | a =
+  |    ^
+
+error: not valid TOML: invalid boolean, expected `true`
+ --> c.toml:2:5
+  |
+2 | b = tru
+  |     ^^^
+
+error: not valid TOML: invalid literal string, expected `'`
+ --> c.toml:3:7
+  |
+3 | c = 'x
+  |       ^
+
+error: not valid TOML: duplicate key
+ --> c.toml:5:1
+  |
+5 | name = 2
+  | ^^^^
+
+error: 99999999999999999999 does not fit into 64 bits
+ --> c.toml:6:7
+  |
+6 | big = 99999999999999999999
+  |       ^^^^^^^^^^^^^^^^^^^^
+
+5 problems in c.toml; nothing was started",
+        );
     }
 
     #[test]
     fn wrong_shapes_of_whole_tables_are_told() {
-        check("name = 'x'\nmodel = [1]\nstage = 3\n", &[], "");
-        check("name = 'x'\nstage = [1, {kind='rl', steps=1, group_size=2, env=4}]\n", &[], "");
+        check(
+            "name = 'x'\nmodel = [1]\nstage = 3\n",
+            &[],
+            "
+error: `model` has the wrong type: found a list, expected a table
+ --> c.toml:2:9
+  |
+2 | model = [1]
+  |         ^^^ key model
+
+error: `stage` has the wrong type: found the number 3, expected a list of tables
+ --> c.toml:3:9
+  |
+3 | stage = 3
+  |         ^ key stage
+  |
+hint: write [[stage]] above each of them
+
+2 problems in c.toml; nothing was started",
+        );
+        check(
+            "name = 'x'\nstage = [1, {kind='rl', steps=1, group_size=2, env=4}]\n",
+            &[],
+            "
+error: `stage[0]` has the wrong type: found the number 1, expected a table
+ --> c.toml:2:10
+  |
+2 | stage = [1, {kind='rl', steps=1, group_size=2, env=4}]
+  |          ^ key stage[0]
+
+error: `env` has the wrong type: found the number 4, expected a table
+ --> c.toml:2:52
+  |
+2 | stage = [1, {kind='rl', steps=1, group_size=2, env=4}]
+  |                                                    ^ key stage[1].env
+
+2 problems in c.toml; nothing was started",
+        );
     }
 
     #[test]
     fn files_that_cannot_be_read_say_why() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("c.toml");
-        let told = |path: &Path| {
-            let problems = Document::read(path).expect_err("the file is wrong");
+        let check = |expected: &str| {
+            let problems = Document::read(&path).expect_err("the file is wrong");
             let told = problems.render(Paint::Plain);
-            told.replace(&folder.path().display().to_string(), "DIR")
+            let told = told.replace(&folder.path().display().to_string(), "DIR");
+            assert_eq!(told, expected.trim_start(), "\n{told}");
         };
-        assert_eq!(told(&path), "");
+        check(
+            "
+error: could not read `DIR/c.toml`: no such file or directory (2)
+--> DIR/c.toml
+ |
+hint: check the spelling and the folder you are in
+
+1 problem in DIR/c.toml; nothing was started",
+        );
         fs::write(&path, b"name = 'x'\n# caf\xe9\n").unwrap();
-        assert_eq!(told(&path), "");
+        check(
+            "
+error: the byte 0xe9 is not UTF-8
+ --> DIR/c.toml:2:6
+  |
+2 | # caf�
+  |      ^
+  |
+hint: TOML files are UTF-8: save the file in that encoding
+
+1 problem in DIR/c.toml; nothing was started",
+        );
     }
 
     #[test]
     fn the_resolved_text_reads_back_as_the_same() {
         let (experiment, stages, _) = read(GOOD, &["model.tags={b=1, a=2}"]).unwrap();
         let text = resolved_toml(&experiment).unwrap();
-        let again: Experiment = Document::parse("r", text).unwrap().root().take(&mut Problems::of("r")).unwrap();
+        let again: Experiment =
+            Document::parse("r", text).unwrap().root().take(&mut Problems::of("r")).unwrap();
         assert_eq!(again, experiment);
         let text = resolved_toml(&stages[1]).unwrap();
-        let again: Stage = Document::parse("r", text).unwrap().root().take(&mut Problems::of("r")).unwrap();
+        let again: Stage =
+            Document::parse("r", text).unwrap().root().take(&mut Problems::of("r")).unwrap();
         assert_eq!(again, stages[1]);
     }
 }

@@ -9,9 +9,9 @@ use super::problem::{Fault, Place, Problem};
 use super::value::{Content, Entry, Node, Origin, PathText, Step, parse_path};
 
 /// Puts the override `text`, which is the `number`-th, into `root`.
-pub(super) fn apply(root: &mut Node, text: &str, number: usize) -> Result<(), Problem> {
+pub(super) fn apply(root: &mut Node, text: &str, number: usize) -> Result<(), Box<Problem>> {
     let refuse = |key: String, fault: Fault| {
-        Problem::new(Place::Override { text: text.to_owned() }, key, fault)
+        Box::new(Problem::new(Place::Override { text: text.to_owned() }, key, fault))
     };
     let Some((key, value)) = split_at_equals(text) else {
         let fault = Fault::new("", format!("`{text}` gives no value"));
@@ -39,7 +39,8 @@ pub(super) fn labels(root: &Node) -> Vec<String> {
     let mut labels = Vec::new();
     for entry in root.entries() {
         let Content::List(nodes) = &entry.node.content else { continue };
-        for label in nodes.iter().flat_map(|node| [node.text("name"), node.text("kind")]).flatten() {
+        for label in nodes.iter().flat_map(|node| [node.text("name"), node.text("kind")]).flatten()
+        {
             if !labels.iter().any(|known| known == label) {
                 labels.push(label.to_owned());
             }
@@ -99,7 +100,7 @@ fn named(nodes: &[Node], label: &str) -> Vec<usize> {
 }
 
 fn ambiguous(name: &str, candidates: &[String]) -> Fault {
-    Fault::new("", format!("`{name}` could be any of {}", candidates.len()))
+    Fault::new("", format!("`{name}` names {} tables", candidates.len()))
         .hint(format!("say which by its index: {}", candidates.join(", ")))
 }
 

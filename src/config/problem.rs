@@ -117,7 +117,9 @@ impl fmt::Display for Place {
         match self {
             Self::File { path } => formatter.write_str(path),
             Self::Line { path, line, column, .. } => write!(formatter, "{path}:{line}:{column}"),
-            Self::Override { text } => write!(formatter, "--set {text}"),
+            Self::Override { text } => {
+                write!(formatter, "--set {}", text.replace('\n', "\\n").replace('\r', "\\r"))
+            }
         }
     }
 }
@@ -167,8 +169,7 @@ impl Problem {
         let renderer = renderer.decor_style(DecorStyle::Ascii);
         let title = self.title();
         let title = Level::ERROR.primary_title(&title);
-        let label =
-            if self.key.is_empty() { String::new() } else { format!("key {}", self.key) };
+        let label = if self.key.is_empty() { String::new() } else { format!("key {}", self.key) };
         let mut groups = vec![match &self.place {
             Place::Line { path, line, excerpt, marked, .. } => title.element(
                 Snippet::source(excerpt).path(path).line_start(*line).annotation(
@@ -280,10 +281,7 @@ impl fmt::Display for Problems {
 impl std::error::Error for Problems {}
 
 /// The one of `candidates` that was probably meant by `word`, if any is near enough.
-pub fn nearest<'a>(
-    word: &str,
-    candidates: impl IntoIterator<Item = &'a str>,
-) -> Option<&'a str> {
+pub fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     /// Below this likeness two words share letters by accident.
     const ALIKE: f64 = 0.6;
     let folded = |word: &str| word.to_lowercase().replace('-', "_");
@@ -314,8 +312,8 @@ mod tests {
     fn a_problem_shows_its_line_and_its_way_out() {
         let text = "seed = 1\n[[stage]]\ngroup_siez = 8\n";
         let place = Place::in_text("config.toml", text, 19..29);
-        let fault = Fault::new("group_siez", "unknown key `group_siez`")
-            .hint("did you mean `group_size`?");
+        let fault =
+            Fault::new("group_siez", "unknown key `group_siez`").hint("did you mean `group_size`?");
         let problem = Problem::new(place, "stage[0].group_siez", fault);
         assert_eq!(
             problem.render(Paint::Plain),

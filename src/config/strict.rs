@@ -3,7 +3,8 @@
 //! Serde stops at the first error. So the reader mends what it has reported and starts over: an
 //! unknown key is removed, a value of the wrong type and a missing key are replaced by a wildcard
 //! that agrees with every type. When serde succeeds, everything has been seen; the result counts
-//! only if nothing was mended. The error type keeps what serde knows (the unknown key, the list
+//! only if nothing was mended. Only a tagged enum cannot be made up: after a wrong value inside one
+//! that is required, reading ends and the problems after it are told next time. The error type keeps what serde knows (the unknown key, the list
 //! of known ones, the type it wanted), so no message has to be taken apart.
 
 use std::fmt;
@@ -40,6 +41,8 @@ pub(super) fn read<T: DeserializeOwned>(
     let mut sound = true;
     // Keys that a slip was taken for: that they are missing is the same mistake.
     let mut suggested: Vec<(Vec<Step>, String)> = Vec::new();
+    // Keys that nothing could be put under.
+    let mut given_up: Vec<Vec<Step>> = Vec::new();
     loop {
         let error = match T::deserialize(Reading(&working)) {
             Ok(value) => return sound.then_some(value),
@@ -58,10 +61,11 @@ pub(super) fn read<T: DeserializeOwned>(
                 let also = also_known.iter().filter(|_| path.is_empty()).map(String::as_str);
                 let known: Vec<&str> = known.iter().copied().chain(also).collect();
                 let absent = known.iter().copied().filter(|key| target.entry(key).is_none());
-                let meant = nearest(field, absent);
-                if let Some(meant) = meant {
+                let absent = nearest(field, absent);
+                if let Some(meant) = absent {
                     suggested.push((path.clone(), meant.to_owned()));
                 }
+                let meant = absent.or_else(|| nearest(field, known.iter().copied()));
                 let fault = Fault::new("", format!("unknown key `{field}`"));
                 let fault = match (meant, known.as_slice()) {
                     (Some(meant), _) => fault.hint(format!("did you mean `{meant}`?")),
@@ -76,7 +80,8 @@ pub(super) fn read<T: DeserializeOwned>(
                     target.content = Content::Table(Vec::new());
                 }
                 let Content::Table(entries) = &mut target.content else { return None };
-                if entries.iter().any(|entry| entry.key == *field) {
+                let full = [path.as_slice(), &[Step::Key((*field).to_owned())]].concat();
+                if given_up.contains(&full) || entries.iter().any(|entry| entry.key == *field) {
                     return None;
                 }
                 entries.push(Entry {
@@ -87,18 +92,33 @@ pub(super) fn read<T: DeserializeOwned>(
                 let guessed = suggested.iter().any(|(at, key)| *at == path && key == field);
                 if !invented && !guessed {
                     let fault = Fault::new("", format!("missing key `{field}`"));
-                    let path = [path.as_slice(), &[Step::Key((*field).to_owned())]].concat();
-                    report(&path, Mark::Value, fault);
+                    report(&full, Mark::Value, fault);
                 }
             }
             kind => {
-                if let Content::Wildcard = target.content {
-                    return None;
+                if invented {
+                    // Types that look at the value before they choose need one of their own.
+                    let next = match target.content {
+                        Content::Wildcard => Some(Content::String(String::new())),
+                        Content::String(_) => Some(Content::Integer(1)),
+                        Content::Integer(_) => Some(Content::List(Vec::new())),
+                        _ => None,
+                    };
+                    if let Some(next) = next {
+                        target.content = next;
+                        continue;
+                    }
+                    // Perhaps there is a default.
+                    let (Step::Key(key), parents) = path.split_last()? else { return None };
+                    let Content::Table(entries) = &mut working.at_mut(parents)?.content else {
+                        return None;
+                    };
+                    entries.retain(|entry| entry.key != *key);
+                    given_up.push(path);
+                    continue;
                 }
-                if !invented {
-                    let full = [base, path.as_slice()].concat();
-                    report(&path, Mark::Value, kind.fault(&full, target));
-                }
+                let full = [base, path.as_slice()].concat();
+                report(&path, Mark::Value, kind.fault(&full, target));
                 if path.is_empty() {
                     return None;
                 }
@@ -124,7 +144,7 @@ pub(super) struct Failure {
 #[derive(Debug)]
 enum Kind {
     Custom(String),
-    WrongType { expected: String },
+    WrongType { found: String, expected: String },
     WrongValue { found: String, expected: String },
     WrongLength { found: usize, expected: String },
     UnknownVariant { variant: String, known: &'static [&'static str] },
@@ -139,25 +159,39 @@ impl Kind {
             path => format!("`{}`", short_name(path)),
         };
         match self {
-            Self::WrongType { expected } => {
+            Self::WrongType { found, expected } => {
+                // Some serde forms read ahead and forget which of the values inside it was.
+                let itself = *found == node.in_words() || matches!(node.content, Content::Date(_));
+                let found = if itself { node.in_words() } else { found.clone() };
+                let name = if itself { name } else { format!("a value in {name}") };
+                let hint = if itself { way_out(path, node, expected) } else { None };
                 let fault = Fault::new("", format!("{name} has the wrong type"))
-                    .found(node.in_words())
+                    .found(found)
                     .expected(expected.clone());
-                Fault { hint: way_out(path, node, expected), ..fault }
+                Fault { hint, ..fault }
             }
-            Self::WrongValue { found, expected } => Fault::new("", format!("{name} is out of range"))
-                .found(found.clone())
-                .expected(expected.clone()),
-            Self::WrongLength { found, expected } => Fault::new("", format!("{name} has the wrong length"))
-                .found(found.to_string())
-                .expected(expected.clone()),
+            Self::WrongValue { found, expected } => {
+                Fault::new("", format!("{name} is out of range"))
+                    .found(found.clone())
+                    .expected(expected.clone())
+            }
+            Self::WrongLength { found, expected } => {
+                Fault::new("", format!("{name} has the wrong length"))
+                    .found(found.to_string())
+                    .expected(expected.clone())
+            }
             Self::UnknownVariant { variant, known } => {
-                let fault = Fault::new("", format!("{name} is {variant:?}, which is not known here"))
-                    .expected(one_of(known));
+                let fault =
+                    Fault::new("", format!("{name} is {variant:?}, which is not known here"))
+                        .expected(one_of(known));
                 match nearest(variant, known.iter().copied()) {
                     Some(meant) => fault.hint(format!("did you mean {meant:?}?")),
                     None => fault,
                 }
+            }
+            Self::Custom(message) if message.starts_with("data did not match any variant") => {
+                Fault::new("", format!("{name} has a form that is not understood here"))
+                    .found(node.in_words())
             }
             Self::Custom(message) if message.contains(&name) => Fault::new("", message.clone()),
             Self::Custom(message) => Fault::new("", format!("{name}: {message}")),
@@ -258,13 +292,27 @@ impl Failure {
     }
 }
 
+fn wrong_type(node: &Node, expected: &str) -> Failure {
+    Kind::WrongType { found: node.in_words(), expected: expected.to_owned() }.into()
+}
+
 impl de::Error for Failure {
     fn custom<M: fmt::Display>(message: M) -> Self {
         Kind::Custom(message.to_string()).into()
     }
 
-    fn invalid_type(_: Unexpected<'_>, expected: &dyn Expected) -> Self {
-        Kind::WrongType { expected: in_words(&expected.to_string()) }.into()
+    fn invalid_type(unexpected: Unexpected<'_>, expected: &dyn Expected) -> Self {
+        let found = match unexpected {
+            Unexpected::Str(_) => "a string".to_owned(),
+            Unexpected::Unsigned(number) => format!("the number {number}"),
+            Unexpected::Signed(number) => format!("the number {number}"),
+            Unexpected::Float(number) => format!("the number {number:?}"),
+            Unexpected::Bool(value) => value.to_string(),
+            Unexpected::Seq => "a list".to_owned(),
+            Unexpected::Map => "a table".to_owned(),
+            other => other.to_string(),
+        };
+        Kind::WrongType { found, expected: in_words(&expected.to_string()) }.into()
     }
 
     fn invalid_value(unexpected: Unexpected<'_>, expected: &dyn Expected) -> Self {
@@ -437,7 +485,11 @@ impl<'de> Deserializer<'de> for Reading<'de> {
         _: &'static [&'static str],
         visitor: V,
     ) -> Result<V::Value, Failure> {
-        self.deserialize_map(visitor)
+        match self.0.content {
+            // Serde would take a list for the fields in their order.
+            Content::List(_) => Err(wrong_type(self.0, "a table")),
+            _ => self.deserialize_map(visitor),
+        }
     }
 
     fn deserialize_enum<V: Visitor<'de>>(
@@ -457,7 +509,7 @@ impl<'de> Deserializer<'de> for Reading<'de> {
             },
             _ => match &self.0.spelled {
                 Some(name) => visitor.visit_enum(name.as_str().into_deserializer()),
-                None => Err(Kind::WrongType { expected: one_of(variants) }.into()),
+                None => Err(wrong_type(self.0, &one_of(variants))),
             },
         }
     }
@@ -573,7 +625,7 @@ impl<'de> VariantAccess<'de> for Variant<'de> {
     fn unit_variant(self) -> Result<(), Failure> {
         match self.node.content {
             Content::Wildcard => Ok(()),
-            _ => Err(Kind::WrongType { expected: format!("the string {:?}", self.name) }.into()),
+            _ => Err(wrong_type(self.node, &format!("the string {:?}", self.name))),
         }
     }
 
@@ -581,7 +633,11 @@ impl<'de> VariantAccess<'de> for Variant<'de> {
         self.inside(|reading| seed.deserialize(reading))
     }
 
-    fn tuple_variant<V: Visitor<'de>>(self, length: usize, visitor: V) -> Result<V::Value, Failure> {
+    fn tuple_variant<V: Visitor<'de>>(
+        self,
+        length: usize,
+        visitor: V,
+    ) -> Result<V::Value, Failure> {
         self.inside(|reading| reading.deserialize_tuple(length, visitor))
     }
 

@@ -184,7 +184,11 @@ impl Node {
 
     /// The value as JSON; dates become strings. JSON has no infinity: the paths of such numbers
     /// come back with `null` in their place.
-    pub(super) fn to_json(&self, path: &mut Vec<Step>, lost: &mut Vec<Vec<Step>>) -> serde_json::Value {
+    pub(super) fn to_json(
+        &self,
+        path: &mut Vec<Step>,
+        lost: &mut Vec<Vec<Step>>,
+    ) -> serde_json::Value {
         use serde_json::Value;
         match &self.content {
             Content::String(text) | Content::Date(text) => Value::String(text.clone()),
@@ -302,7 +306,11 @@ impl fmt::Display for PathText<'_> {
     }
 }
 
-fn from_table(table: &DeTable<'_>, origin: Origin, faults: &mut Vec<(String, Range<usize>)>) -> Node {
+fn from_table(
+    table: &DeTable<'_>,
+    origin: Origin,
+    faults: &mut Vec<(String, Range<usize>)>,
+) -> Node {
     let entries = table.iter().map(|(key, value)| Entry {
         key: key.get_ref().to_string(),
         key_origin: Origin::File(key.span()),
@@ -326,7 +334,9 @@ fn from_value(value: &Spanned<DeValue<'_>>, faults: &mut Vec<(String, Range<usiz
             }
         }
         DeValue::Float(number) => match number.as_str().parse::<f64>() {
-            Ok(read) if read.is_finite() || !number.as_str().contains(|c: char| c.is_ascii_digit()) => {
+            Ok(read)
+                if read.is_finite() || !number.as_str().contains(|c: char| c.is_ascii_digit()) =>
+            {
                 Content::Float(read)
             }
             _ => {
