@@ -5,7 +5,9 @@
 mod cached_attention;
 pub mod causal_attention;
 pub mod embedding;
+mod lanes;
 pub mod linear;
+mod matmul;
 pub mod rms_norm;
 pub mod rope;
 pub(crate) mod slices;
