@@ -9,10 +9,13 @@ use tallow_policies::ops::{ALL, Batch, Heads, Operation};
 /// f32 sums in another order; relative to the length of the whole tensor.
 const TOLERANCE: f64 = 2e-6;
 
-/// Central differences of an f32 function at the step below: rounding over step, and step
-/// squared, both stay well under this.
-const DIFFERENCE_TOLERANCE: f64 = 1e-2;
-const DIFFERENCE_STEP: f32 = 1e-2;
+/// Central differences of an f32 function at this step: rounding over step, and step
+/// squared, both stay well under the tolerance.
+const DIFFERENCE_TOLERANCE: f64 = 5e-3;
+const DIFFERENCE_STEP: f64 = 0.03;
+
+/// A gradient that vanishes (one key, one word) has no slope to measure.
+const LEAST_GRADIENT: f64 = 1e-6;
 
 fn batches() -> Vec<Batch> {
     let heads = |heads, kv_heads, head_dim| Heads { heads, kv_heads, head_dim };
@@ -86,33 +89,30 @@ fn fused_and_composed_agree_forward_and_backward() {
 }
 
 #[test]
-fn gradients_match_finite_differences_along_random_directions() {
+fn gradients_match_finite_differences_along_themselves() {
     for (operation, batch) in ALL.iter().flat_map(|op| batches().into_iter().map(move |b| (op, b)))
     {
         let (inputs, weights) = inputs(operation, &batch);
         let result = (operation.fused)(&tensors(&inputs), &batch).unwrap();
         let store = (&result * &weights).unwrap().sum_all().unwrap().backward().unwrap();
-        let mut stream = ChaCha8Rng::seed_from_u64(11);
         for (index, input) in inputs.iter().enumerate() {
-            let direction = drawn(input.dims(), &mut stream);
-            let gradient = floats(store.get(input).unwrap());
-            let expected: f64 =
-                gradient.iter().zip(floats(&direction)).map(|(g, d)| g * d).sum::<f64>();
-            let value_at = |step: f32| {
+            let gradient = store.get(input).unwrap();
+            let expected = length(&floats(gradient));
+            if expected < LEAST_GRADIENT {
+                continue;
+            }
+            // Along the gradient itself the slope is its length: the steepest there is.
+            let value_at = |step: f64| {
                 let mut moved = tensors(&inputs);
-                let shift = (&direction * f64::from(step)).unwrap();
-                moved[index] = (&moved[index] + shift).unwrap();
+                moved[index] = (&moved[index] + (gradient * (step / expected)).unwrap()).unwrap();
                 let result = (operation.fused)(&moved, &batch).unwrap();
                 floats(&result).iter().zip(floats(&weights)).map(|(r, w)| r * w).sum::<f64>()
             };
-            // The step is small against the direction's length, or curvature shows.
-            let step = DIFFERENCE_STEP / (length(&floats(&direction)) as f32).max(1.0);
-            let found = (value_at(step) - value_at(-step)) / (2.0 * f64::from(step));
-            let scale = length(&gradient) * length(&floats(&direction));
-            let error = (found - expected).abs() / scale.max(1e-3);
+            let step = DIFFERENCE_STEP;
+            let found = (value_at(step) - value_at(-step)) / (2.0 * step);
             assert!(
-                error < DIFFERENCE_TOLERANCE,
-                "gradient {index} of {} on {batch:?}: {expected}, differences give {found}",
+                (found / expected - 1.0).abs() < DIFFERENCE_TOLERANCE,
+                "gradient {index} of {} on {batch:?}: length {expected}, differences give {found}",
                 operation.name
             );
         }
