@@ -6,8 +6,11 @@
 //! [`causal_attention`](super::causal_attention).
 
 use candle_core::{Device, Result, Tensor};
+use rayon::prelude::*;
 
-use super::causal_attention::Heads;
+use super::causal_attention::{Heads, Prefix, Scratch};
+use super::lanes::PARALLEL_ELEMENTS;
+use super::matmul::View;
 use super::slices::Values;
 use crate::decoder::CacheSpan;
 use crate::kv_cache::KvCache;
@@ -26,47 +29,48 @@ pub(crate) fn cached_attention(
     heads: Heads,
 ) -> Result<Tensor> {
     let (tokens, query_width) = q.dims2()?;
-    let (_, kv_width) = k.dims2()?;
+    let kv_width = heads.kv_width();
     let (q, k, v) = (Values::of(q)?, Values::of(k)?, Values::of(v)?);
+    let q: &[f32] = &q;
     let mut row = 0;
     for span in spans {
         let rows = row * kv_width..(row + span.tokens.len()) * kv_width;
         cache.append(layer, span.slot, &k[rows.clone()], &v[rows]);
         row += span.tokens.len();
     }
+
+    let cache = &*cache;
     let mut out = vec![0.0; tokens * query_width];
+    let (mut tasks, mut rest, mut work) = (Vec::with_capacity(spans.len()), &mut out[..], 0);
     let mut row = 0;
-    let Heads { heads, kv_heads, head_dim } = heads;
-    let scale = 1.0 / (head_dim as f32).sqrt();
     for span in spans {
+        let time = span.tokens.len();
+        let (rows, later) = std::mem::take(&mut rest).split_at_mut(time * query_width);
+        tasks.push((span, row, rows));
+        work += time * cache.rows(layer, span.slot).keys.len() * heads.group();
+        rest = later;
+        row += time;
+    }
+    let attend = |scratch: &mut Scratch, (span, row, out): (&CacheSpan<'_>, usize, &mut [f32])| {
         let cached = cache.rows(layer, span.slot);
-        let held = cached.keys.len() / kv_width - span.tokens.len();
-        for t in 0..span.tokens.len() {
-            for head in 0..heads {
-                let kv_head = head / (heads / kv_heads);
-                let at = (row + t) * query_width + head * head_dim;
-                let query = &q[at..at + head_dim];
-                let mut p: Vec<f32> = (0..=held + t)
-                    .map(|j| {
-                        let key = &cached.keys[j * kv_width + kv_head * head_dim..][..head_dim];
-                        query.iter().zip(key).map(|(a, b)| a * b).sum::<f32>() * scale
-                    })
-                    .collect();
-                let max = p.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-                let mut sum = 0.0;
-                for p in &mut p {
-                    *p = (*p - max).exp();
-                    sum += *p;
-                }
-                for (j, p) in p.iter().enumerate() {
-                    let value = &cached.values[j * kv_width + kv_head * head_dim..][..head_dim];
-                    for (o, v) in out[at..at + head_dim].iter_mut().zip(value) {
-                        *o += p / sum * v;
-                    }
-                }
-            }
+        let (time, head_dim) = (span.tokens.len(), heads.head_dim);
+        for head in 0..heads.heads {
+            let kv_at = head / heads.group() * head_dim;
+            let prefix = Prefix {
+                keys: View::rows(&cached.keys[kv_at..], kv_width),
+                values: View::rows(&cached.values[kv_at..], kv_width),
+                held: cached.keys.len() / kv_width - time,
+                head_dim,
+            };
+            let queries = View::rows(&q[row * query_width + head * head_dim..], query_width);
+            prefix.attend(scratch, queries, time, &mut out[head * head_dim..], query_width);
         }
-        row += span.tokens.len();
+    };
+    if work < PARALLEL_ELEMENTS {
+        let mut scratch = Scratch::default();
+        tasks.into_iter().for_each(|task| attend(&mut scratch, task));
+    } else {
+        tasks.into_par_iter().for_each_init(Scratch::default, attend);
     }
     Tensor::from_vec(out, (tokens, query_width), &Device::Cpu)
 }

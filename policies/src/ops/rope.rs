@@ -6,7 +6,11 @@
 
 use std::sync::Arc;
 
-use candle_core::{D, Device, Result, Tensor, bail};
+use candle_core::{CpuStorage, CustomOp1, D, Device, Layout, Result, Shape, Tensor, bail};
+use rayon::prelude::*;
+
+use super::lanes::{PARALLEL_ELEMENTS, ROWS_PER_CHUNK};
+use super::slices::{Values, values};
 
 /// Cosines and sines of every position up to a bound: `(positions, head_dim / 2)` each.
 #[derive(Clone, Debug)]
@@ -50,7 +54,10 @@ impl Rotations {
 
 /// The rows of `x` turned to their positions; with gradient.
 pub fn rope(x: &Tensor, positions: &Arc<[u32]>, rotations: &Arc<Rotations>) -> Result<Tensor> {
-    composed(x, positions, rotations)
+    let (tokens, width) = x.dims2()?;
+    check(tokens, width, positions, rotations)?;
+    let (positions, rotations) = (Arc::clone(positions), Arc::clone(rotations));
+    x.contiguous()?.apply_op1(Rope { positions, rotations })
 }
 
 /// The same of candle's own operations: the reference.
@@ -84,4 +91,73 @@ fn check(tokens: usize, width: usize, positions: &[u32], rotations: &Rotations) 
         bail!("rope: position {far}, but the table holds {}", rotations.positions);
     }
     Ok(())
+}
+
+struct Rope {
+    positions: Arc<[u32]>,
+    rotations: Arc<Rotations>,
+}
+
+/// Which way to turn. A rotation's transpose is its inverse, so gradients turn back.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Turn {
+    Forth,
+    Back,
+}
+
+impl Rope {
+    fn turned(&self, x: &[f32], width: usize, turn: Turn) -> Vec<f32> {
+        let mut out = vec![0.0; x.len()];
+        let chunk = ROWS_PER_CHUNK * width;
+        let turn_rows = |(index, (out, x)): (usize, (&mut [f32], &[f32]))| {
+            let positions = &self.positions[index * ROWS_PER_CHUNK..];
+            for ((out, x), &position) in
+                out.chunks_exact_mut(width).zip(x.chunks_exact(width)).zip(positions)
+            {
+                let (cos, sin) = self.rotations.row(position);
+                match turn {
+                    Turn::Forth => turn_row(x, cos, sin, 1.0, out),
+                    Turn::Back => turn_row(x, cos, sin, -1.0, out),
+                }
+            }
+        };
+        if x.len() < PARALLEL_ELEMENTS {
+            out.chunks_mut(chunk).zip(x.chunks(chunk)).enumerate().for_each(turn_rows);
+        } else {
+            out.par_chunks_mut(chunk).zip(x.par_chunks(chunk)).enumerate().for_each(turn_rows);
+        }
+        out
+    }
+}
+
+impl CustomOp1 for Rope {
+    fn name(&self) -> &'static str {
+        "rope"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let (_tokens, width) = layout.shape().dims2()?;
+        let turned = self.turned(values(x, layout)?, width, Turn::Forth);
+        Ok((CpuStorage::F32(turned), layout.shape().clone()))
+    }
+
+    fn bwd(&self, x: &Tensor, _turned: &Tensor, g: &Tensor) -> Result<Option<Tensor>> {
+        let (_tokens, width) = x.dims2()?;
+        let g = g.contiguous()?;
+        let dx = self.turned(&Values::of(&g)?, width, Turn::Back);
+        Tensor::from_vec(dx, x.shape(), &Device::Cpu).map(Some)
+    }
+}
+
+/// Turns every head of one row by the angles, times `sign`.
+fn turn_row(x: &[f32], cos: &[f32], sin: &[f32], sign: f32, out: &mut [f32]) {
+    let half = cos.len();
+    for (x, out) in x.chunks_exact(2 * half).zip(out.chunks_exact_mut(2 * half)) {
+        let ((first, second), (out_first, out_second)) = (x.split_at(half), out.split_at_mut(half));
+        for i in 0..half {
+            let sin = sign * sin[i];
+            out_first[i] = first[i] * cos[i] - second[i] * sin;
+            out_second[i] = second[i] * cos[i] + first[i] * sin;
+        }
+    }
 }

@@ -1,0 +1,227 @@
+//! The decoder against torch and transformers on three tiny models (see fixtures/README.md).
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use candle_core::{D, Device, Tensor};
+use serde::Deserialize;
+use tallow_policies::{
+    AdamW, AdamWConfig, CacheSpan, DecayTargets, Decoder, GradientSet, KvCache, TokenId,
+};
+
+const MODELS: [&str; 3] = ["tiny-llama", "tiny-qwen2", "tiny-qwen3"];
+
+/// f32 sums in another order than torch's; the reference itself is f32.
+const TOLERANCE: f64 = 1e-4;
+
+#[derive(Deserialize)]
+struct Reference {
+    input_ids: Vec<Vec<TokenId>>,
+    labels: Vec<Vec<i64>>,
+    loss: f64,
+    grad_norm_total: f64,
+    token_logprobs: Vec<Vec<f64>>,
+    entropy: Vec<Vec<f64>>,
+    adamw: AdamWReference,
+    left_padded: LeftPadded,
+    greedy: Greedy,
+}
+
+#[derive(Deserialize)]
+struct AdamWReference {
+    lr: f64,
+    betas: (f64, f64),
+    eps: f64,
+    weight_decay: f64,
+    clip_norm: f64,
+    loss_and_grad_norm_before_clip_per_step: Vec<(f64, f64)>,
+}
+
+#[derive(Deserialize)]
+struct LeftPadded {
+    input_ids: Vec<Vec<TokenId>>,
+    attention_mask: Vec<Vec<usize>>,
+    last_logits: Vec<Vec<f64>>,
+}
+
+#[derive(Deserialize)]
+struct Greedy {
+    prompt: Vec<TokenId>,
+    new_ids: Vec<TokenId>,
+}
+
+struct Case {
+    name: &'static str,
+    decoder: Decoder,
+    reference: Reference,
+    tensors: BTreeMap<String, Tensor>,
+}
+
+fn folder(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
+}
+
+fn cases() -> impl Iterator<Item = Case> {
+    MODELS.into_iter().map(|name| {
+        let folder = folder(name);
+        let json = std::fs::read(folder.join("reference.json")).unwrap();
+        let tensors =
+            candle_core::safetensors::load(folder.join("reference.safetensors"), &Device::Cpu);
+        Case {
+            name,
+            decoder: Decoder::from_folder(&folder).unwrap(),
+            reference: serde_json::from_slice(&json).unwrap(),
+            tensors: tensors.unwrap().into_iter().collect(),
+        }
+    })
+}
+
+impl Reference {
+    /// The batch packed: tokens, lengths, and the rows and targets that the loss scores.
+    fn packed(&self) -> (Vec<TokenId>, Vec<usize>, Vec<u32>, Vec<TokenId>) {
+        let tokens = self.input_ids.concat();
+        let lengths: Vec<usize> = self.input_ids.iter().map(Vec::len).collect();
+        let (mut rows, mut targets, mut start) = (Vec::new(), Vec::new(), 0);
+        for labels in &self.labels {
+            for t in 0..labels.len() - 1 {
+                if let Ok(target) = TokenId::try_from(labels[t + 1]) {
+                    rows.push((start + t) as u32);
+                    targets.push(target);
+                }
+            }
+            start += labels.len();
+        }
+        (tokens, lengths, rows, targets)
+    }
+
+    /// Mean negative log-probability of the scored tokens.
+    fn loss(&self, decoder: &Decoder) -> Tensor {
+        let (tokens, lengths, rows, targets) = self.packed();
+        let hidden = decoder.hidden(&tokens, &lengths).unwrap();
+        let rows = Tensor::new(rows, &Device::Cpu).unwrap();
+        let scored = hidden.index_select(&rows, 0).unwrap();
+        let scores = decoder.token_logprobs(&scored, &targets, 1.0).unwrap();
+        scores.logprobs.mean_all().unwrap().neg().unwrap()
+    }
+}
+
+fn scalar(tensor: &Tensor) -> f64 {
+    f64::from(tensor.to_scalar::<f32>().unwrap())
+}
+
+fn floats(tensor: &Tensor) -> Vec<f64> {
+    let values: Vec<f32> = tensor.flatten_all().unwrap().to_vec1().unwrap();
+    values.into_iter().map(f64::from).collect()
+}
+
+fn assert_close(found: f64, expected: f64, what: &str) {
+    let error = (found - expected).abs() / expected.abs().max(1.0);
+    assert!(error < TOLERANCE, "{what}: {found}, expected {expected}");
+}
+
+/// The length of the difference is small against the length of what was expected.
+fn assert_near(found: &[f64], expected: &[f64], what: &str) {
+    assert_eq!(found.len(), expected.len(), "{what}");
+    let length = |values: &mut dyn Iterator<Item = f64>| values.map(|x| x * x).sum::<f64>().sqrt();
+    let error = length(&mut found.iter().zip(expected).map(|(a, b)| a - b));
+    let expected = length(&mut expected.iter().copied());
+    assert!(error <= TOLERANCE * expected, "{what}: off by {error} of {expected}");
+}
+
+#[test]
+fn logits_match_on_every_row() {
+    for Case { name, decoder, reference, tensors } in cases() {
+        let (tokens, lengths, ..) = reference.packed();
+        let logits = decoder.logits(&decoder.hidden(&tokens, &lengths).unwrap()).unwrap();
+        assert_near(&floats(&logits), &floats(&tensors["logits"]), name);
+    }
+}
+
+#[test]
+fn loss_and_every_gradient_match() {
+    for Case { name, decoder, reference, tensors } in cases() {
+        let loss = reference.loss(&decoder);
+        assert_close(scalar(&loss), reference.loss, name);
+        let store = loss.backward().unwrap();
+        let gradients = GradientSet::from_store(decoder.parameters(), &store).unwrap();
+        assert_close(gradients.norm().unwrap(), reference.grad_norm_total, name);
+        for (parameter, gradient) in gradients.iter() {
+            let expected = &tensors[&format!("grad.{parameter}")];
+            assert_near(&floats(gradient), &floats(expected), &format!("{name}: {parameter}"));
+        }
+    }
+}
+
+#[test]
+fn token_logprobs_and_entropies_match() {
+    for Case { name, decoder, reference, .. } in cases() {
+        for (row, tokens) in reference.input_ids.iter().enumerate() {
+            let hidden = decoder.hidden(tokens, &[tokens.len()]).unwrap();
+            let mut targets = tokens[1..].to_vec();
+            targets.push(0); // nothing follows the last row; only its entropy is compared
+            let scores = decoder.token_logprobs(&hidden, &targets, 1.0).unwrap();
+            let logprobs = floats(&scores.logprobs);
+            assert_near(&logprobs[..tokens.len() - 1], &reference.token_logprobs[row], name);
+            let entropies: Vec<f64> = scores.entropies.iter().map(|&e| f64::from(e)).collect();
+            assert_near(&entropies, &reference.entropy[row], name);
+        }
+    }
+}
+
+#[test]
+fn five_adamw_steps_match() {
+    for Case { name, decoder, reference, .. } in cases() {
+        let expected = &reference.adamw;
+        let mut optimizer = AdamW::new(AdamWConfig {
+            beta1: expected.betas.0,
+            beta2: expected.betas.1,
+            eps: expected.eps,
+            weight_decay: expected.weight_decay,
+            decay: DecayTargets::All,
+            clip_norm: Some(expected.clip_norm),
+        });
+        for &(loss_then, norm_then) in &expected.loss_and_grad_norm_before_clip_per_step {
+            let loss = reference.loss(&decoder);
+            assert_close(scalar(&loss), loss_then, name);
+            let store = loss.backward().unwrap();
+            let gradients = GradientSet::from_store(decoder.parameters(), &store).unwrap();
+            let report = optimizer.step(decoder.parameters(), &gradients, expected.lr).unwrap();
+            assert_close(report.grad_norm, norm_then, name);
+        }
+    }
+}
+
+#[test]
+fn sequences_need_no_padding() {
+    for Case { name, decoder, reference, .. } in cases() {
+        let LeftPadded { input_ids, attention_mask, last_logits } = &reference.left_padded;
+        for ((row, mask), expected) in input_ids.iter().zip(attention_mask).zip(last_logits) {
+            let real: Vec<TokenId> =
+                row.iter().zip(mask).filter(|(_, mask)| **mask == 1).map(|(id, _)| *id).collect();
+            let hidden = decoder.hidden(&real, &[real.len()]).unwrap();
+            let last = hidden.narrow(0, real.len() - 1, 1).unwrap();
+            // The reference is printed with five decimals.
+            assert_near(&floats(&decoder.logits(&last).unwrap()), expected, name);
+        }
+    }
+}
+
+#[test]
+fn greedy_continuation_through_the_cache_matches() {
+    for Case { name, decoder, reference, .. } in cases() {
+        let Greedy { prompt, new_ids } = &reference.greedy;
+        let mut cache = KvCache::new(decoder.config(), 1, 64).unwrap();
+        let mut next = prompt.clone();
+        let mut found = Vec::new();
+        while found.len() < new_ids.len() {
+            let spans = [CacheSpan { slot: 0, tokens: &next }];
+            let hidden = decoder.extend(&mut cache, &spans).unwrap();
+            let logits = decoder.logits(&hidden).unwrap();
+            let best: u32 =
+                logits.squeeze(0).unwrap().argmax(D::Minus1).unwrap().to_scalar().unwrap();
+            found.push(best);
+            next = vec![best];
+        }
+        assert_eq!(&found, new_ids, "{name}");
+    }
+}
