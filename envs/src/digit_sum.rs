@@ -16,15 +16,13 @@ use std::sync::Arc;
 use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
-use tallow_verifiers::{ConfigFault, Message, Reference, ReferenceKind};
+use tallow_verifiers::{ConfigFault, Reference};
 
 use crate::{
     environment::Environment,
-    error::EnvError,
-    procedural,
+    procedural::{Procedural, Puzzle, check_range},
     registry::{BuildContext, EnvConfig},
-    task::{Seed, Split, Task, TaskId},
+    task::Seed,
 };
 
 /// Options of the `digit_sum` environment.
@@ -48,29 +46,17 @@ impl EnvConfig for DigitSumConfig {
     const SUMMARY: &'static str = "the sum of a row of digits, modulo a small number";
 
     fn build(&self, context: &BuildContext) -> Result<Arc<dyn Environment>, ConfigFault> {
-        procedural::check_range("digits", self.digits, 2..=256)?;
-        procedural::check_range("modulus", self.modulus, 2..=10)?;
-        let environment = DigitSum { config: self.clone(), seed: context.seed };
-        procedural::check_space(
-            Self::NAME,
-            "digits",
-            |rng| environment.candidate(rng),
-            |digits| prompt(digits),
-        )?;
-        Ok(Arc::new(environment))
+        check_range("digits", self.digits, 2..=256)?;
+        check_range("modulus", self.modulus, 2..=10)?;
+        Procedural::build(DigitSum { config: self.clone() }, context.seed, "digits")
     }
 }
 
 struct DigitSum {
     config: DigitSumConfig,
-    seed: Seed,
 }
 
 impl DigitSum {
-    fn candidate(&self, rng: &mut ChaCha8Rng) -> Vec<u8> {
-        (0..self.config.digits).map(|_| rng.random_range(0..10)).collect()
-    }
-
     /// The running sums, modulo the modulus, after each digit.
     fn running_sums(&self, digits: &[u8]) -> Vec<u64> {
         digits
@@ -81,67 +67,49 @@ impl DigitSum {
             })
             .collect()
     }
+
+    fn answer(&self, digits: &[u8]) -> u64 {
+        self.running_sums(digits).last().copied().unwrap_or(0)
+    }
 }
 
-impl Environment for DigitSum {
-    fn name(&self) -> &str {
+impl Puzzle for DigitSum {
+    type Question = Vec<u8>;
+
+    fn name(&self) -> &'static str {
         DigitSumConfig::NAME
     }
 
-    fn len(&self, split: Split) -> u64 {
-        procedural::len(split)
+    fn candidate(&self, rng: &mut ChaCha8Rng) -> Vec<u8> {
+        (0..self.config.digits).map(|_| rng.random_range(0..10)).collect()
     }
 
-    fn task(&self, split: Split, index: u64) -> Result<Task, EnvError> {
-        let digits = procedural::draw(
-            DigitSumConfig::NAME,
-            self.seed,
-            split,
-            index,
-            |rng| self.candidate(rng),
-            |digits| prompt(digits),
-        )?;
-        let answer = self.running_sums(&digits).last().copied().unwrap_or(0);
-        Ok(Task {
-            id: TaskId { split, index },
-            prompt: vec![Message::user(prompt(&digits))],
-            reference: Reference::Answer(answer.to_string()),
-            notes: json!({ "digits": digits }),
-        })
+    fn prompt(&self, digits: &Vec<u8>) -> String {
+        let digits: Vec<String> = digits.iter().map(u8::to_string).collect();
+        format!("{}?", digits.join("+"))
     }
 
-    fn reference_kind(&self) -> ReferenceKind {
-        ReferenceKind::Answer
-    }
-
-    fn default_verifier(&self) -> (&'static str, Value) {
-        ("exact", json!({ "after": "=" }))
+    fn reference(&self, digits: &Vec<u8>) -> Reference {
+        Reference::Answer(self.answer(digits).to_string())
     }
 
     fn reply_styles(&self) -> &'static [&'static str] {
         &["bare", "chain"]
     }
 
-    fn reply(&self, task: &Task, style: &str, _seed: Seed) -> Option<String> {
-        let digits: Vec<u8> = Vec::deserialize(task.notes.get("digits")?).ok()?;
-        let sums = self.running_sums(&digits);
-        let answer = sums.last()?;
+    fn reply(&self, digits: &Vec<u8>, style: &str, _seed: Seed) -> Option<String> {
+        let answer = self.answer(digits);
         match style {
             "bare" => Some(format!("={answer}")),
             "chain" => {
+                let sums = self.running_sums(digits);
                 let steps: String =
-                    digits.iter().zip(&sums).map(|(digit, sum)| format!("{digit}{sum}")).collect();
+                    digits.iter().zip(sums).map(|(digit, sum)| format!("{digit}{sum}")).collect();
                 Some(format!("{steps}={answer}"))
             }
             _ => None,
         }
     }
-}
-
-/// `9+5+1?`
-fn prompt(digits: &[u8]) -> String {
-    let digits: Vec<String> = digits.iter().map(u8::to_string).collect();
-    format!("{}?", digits.join("+"))
 }
 
 #[cfg(test)]
@@ -150,21 +118,14 @@ mod tests {
 
     #[test]
     fn the_format_is_the_documented_one() {
-        let environment = DigitSum { config: DigitSumConfig::default(), seed: Seed(0) };
-        let digits = [9, 5, 1, 2, 0, 9, 8, 3];
-        let task = Task {
-            id: TaskId { split: Split::Train, index: 0 },
-            prompt: vec![Message::user(prompt(&digits))],
-            reference: Reference::Answer("7".to_owned()),
-            notes: json!({ "digits": digits }),
-        };
-        assert_eq!(task.prompt[0].content, "9+5+1+2+0+9+8+3?");
-        assert_eq!(environment.reply(&task, "bare", Seed(0)).as_deref(), Some("=7"));
-        assert_eq!(
-            environment.reply(&task, "chain", Seed(0)).as_deref(),
-            Some("9954152707968437=7")
-        );
-        assert_eq!(environment.reply(&task, "verse", Seed(0)), None);
+        let puzzle = DigitSum { config: DigitSumConfig::default() };
+        let digits = vec![9, 5, 1, 2, 0, 9, 8, 3];
+        let reply = |style| puzzle.reply(&digits, style, Seed(0));
+        assert_eq!(puzzle.prompt(&digits), "9+5+1+2+0+9+8+3?");
+        assert_eq!(puzzle.reference(&digits), Reference::Answer("7".to_owned()));
+        assert_eq!(reply("bare").as_deref(), Some("=7"));
+        assert_eq!(reply("chain").as_deref(), Some("9954152707968437=7"));
+        assert_eq!(reply("verse"), None);
     }
 
     #[test]

@@ -17,7 +17,13 @@ pub mod registry;
 
 pub mod procedural;
 
+pub mod arithmetic;
+pub mod calculator;
+pub mod countdown;
 pub mod digit_sum;
+pub mod letter_count;
+pub mod multiplication;
+pub mod parity;
 
 pub use environment::{Environment, Episode, SingleTurn, Step};
 pub use error::EnvError;
@@ -29,4 +35,12 @@ pub use task::{Seed, Split, Task, TaskId};
 
 /// Every built-in environment, alphabetical. `tallow list` prints this; the contract test runs
 /// over it.
-pub const BUILTIN: &[EnvEntry] = &[EnvEntry::of::<digit_sum::DigitSumConfig>()];
+pub const BUILTIN: &[EnvEntry] = &[
+    EnvEntry::of::<arithmetic::ArithmeticConfig>(),
+    EnvEntry::of::<calculator::CalculatorConfig>(),
+    EnvEntry::of::<countdown::CountdownConfig>(),
+    EnvEntry::of::<digit_sum::DigitSumConfig>(),
+    EnvEntry::of::<letter_count::LetterCountConfig>(),
+    EnvEntry::of::<multiplication::MultiplicationConfig>(),
+    EnvEntry::of::<parity::ParityConfig>(),
+];

@@ -4,14 +4,141 @@
 //! splits, whatever the seed: a task held out under one seed is held out under all. Candidates for
 //! `(split, index)` are drawn from `seed.derive(&[index, attempt])` until one falls in the split.
 
+//!
+//! [`Puzzle`] is all that a single-turn procedural environment has to say; [`Procedural`] makes an
+//! [`Environment`] of it. [`draw`] alone serves environments that talk back.
+
+use std::sync::Arc;
+
 use rand_chacha::ChaCha8Rng;
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
-use tallow_verifiers::ConfigFault;
+use tallow_verifiers::{ConfigFault, Message, Reference, ReferenceKind};
 
 use crate::{
+    environment::Environment,
     error::EnvError,
-    task::{Seed, Split},
+    task::{Seed, Split, Task, TaskId},
 };
+
+/// A kind of question that can be drawn at random, asked in one message and answered in one reply.
+///
+/// The reply ends in `=` and the answer, unless [`default_verifier`](Self::default_verifier) says
+/// otherwise.
+pub trait Puzzle: Send + Sync + 'static {
+    /// One question, with whatever is needed to ask and answer it. It travels in the task's notes.
+    type Question: Serialize + DeserializeOwned;
+
+    /// The environment's name.
+    fn name(&self) -> &'static str;
+
+    /// Draws a question.
+    fn candidate(&self, rng: &mut ChaCha8Rng) -> Self::Question;
+
+    /// The one user message.
+    fn prompt(&self, question: &Self::Question) -> String;
+
+    /// The question with all that does not matter removed, such as the order of factors; by it the
+    /// splits are kept apart. The default is the prompt.
+    fn canonical(&self, question: &Self::Question) -> String {
+        self.prompt(question)
+    }
+
+    /// What a right reply must meet.
+    fn reference(&self, question: &Self::Question) -> Reference;
+
+    /// The kind of every reference.
+    fn reference_kind(&self) -> ReferenceKind {
+        ReferenceKind::Answer
+    }
+
+    /// Who judges; the default compares what follows the last `=`.
+    fn default_verifier(&self) -> (&'static str, Value) {
+        ("exact", json!({ "after": "=" }))
+    }
+
+    /// The ways to write a right reply, the gold one first.
+    fn reply_styles(&self) -> &'static [&'static str];
+
+    /// A right reply in that style, `None` if there is none. Must not panic, whatever the question
+    /// holds, since notes may have been through a file.
+    fn reply(&self, question: &Self::Question, style: &str, seed: Seed) -> Option<String>;
+}
+
+/// The environment of a puzzle.
+pub struct Procedural<P> {
+    puzzle: P,
+    seed: Seed,
+}
+
+impl<P: Puzzle> Procedural<P> {
+    /// The environment, if there are enough distinct questions to hold some out.
+    ///
+    /// # Errors
+    /// A fault at `size_key`, the option that makes the space larger, if there are too few.
+    pub fn build(
+        puzzle: P,
+        seed: Seed,
+        size_key: &str,
+    ) -> Result<Arc<dyn Environment>, ConfigFault> {
+        check_space(
+            puzzle.name(),
+            size_key,
+            |rng| puzzle.candidate(rng),
+            |question| puzzle.canonical(question),
+        )?;
+        Ok(Arc::new(Self { puzzle, seed }))
+    }
+}
+
+impl<P: Puzzle> Environment for Procedural<P> {
+    fn name(&self) -> &str {
+        self.puzzle.name()
+    }
+
+    fn len(&self, split: Split) -> u64 {
+        len(split)
+    }
+
+    fn task(&self, split: Split, index: u64) -> Result<Task, EnvError> {
+        let question = draw(
+            self.puzzle.name(),
+            self.seed,
+            split,
+            index,
+            |rng| self.puzzle.candidate(rng),
+            |question| self.puzzle.canonical(question),
+        )?;
+        let notes = serde_json::to_value(&question).map_err(|error| EnvError::Broken {
+            environment: self.puzzle.name().to_owned(),
+            problem: format!("a question does not serialise: {error}"),
+        })?;
+        Ok(Task {
+            id: TaskId { split, index },
+            prompt: vec![Message::user(self.puzzle.prompt(&question))],
+            reference: self.puzzle.reference(&question),
+            notes,
+        })
+    }
+
+    fn reference_kind(&self) -> ReferenceKind {
+        self.puzzle.reference_kind()
+    }
+
+    fn default_verifier(&self) -> (&'static str, Value) {
+        self.puzzle.default_verifier()
+    }
+
+    fn reply_styles(&self) -> &'static [&'static str] {
+        self.puzzle.reply_styles()
+    }
+
+    fn reply(&self, task: &Task, style: &str, seed: Seed) -> Option<String> {
+        let question = P::Question::deserialize(&task.notes).ok()?;
+        self.puzzle.reply(&question, style, seed)
+    }
+}
 
 /// One in this many candidates is held out for testing.
 const TEST_SHARE: u64 = 8;

@@ -34,12 +34,15 @@ pub struct BuildContext {
     pub seed: Seed,
 }
 
+/// Makes one from its options.
+type Build = fn(Value, &BuildContext) -> Result<Arc<dyn Environment>, ConfigFault>;
+
 /// One row of the table of environments.
 #[derive(Clone, Copy, Debug)]
 pub struct EnvEntry {
     name: &'static str,
     summary: &'static str,
-    build: fn(Value, &BuildContext) -> Result<Arc<dyn Environment>, ConfigFault>,
+    build: Build,
     default_options: fn() -> Value,
 }
 

@@ -46,12 +46,15 @@ pub struct ContractCase {
     pub outcome: Outcome,
 }
 
+/// Makes one from its options.
+type Build = fn(Value, &Verifiers) -> Result<Arc<dyn Verifier>, ConfigFault>;
+
 /// One row of the table of verifiers.
 #[derive(Clone, Copy, Debug)]
 pub struct VerifierEntry {
     name: &'static str,
     summary: &'static str,
-    build: fn(Value, &Verifiers) -> Result<Arc<dyn Verifier>, ConfigFault>,
+    build: Build,
     default_options: fn() -> Value,
     cases: fn() -> Vec<ContractCase>,
 }
