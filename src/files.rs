@@ -27,8 +27,7 @@ pub struct StoreError {
     pub path: PathBuf,
     /// What was tried, as it follows "could not": `write`, `read`, `create`.
     pub operation: &'static str,
-    /// What the operating system said. It is part of the message, so it is not a `source`.
-    #[source]
+    /// What the operating system said; the message has it already, so print no chain below it.
     pub source: io::Error,
 }
 

@@ -899,6 +899,38 @@ error: missing key `floor`
     }
 
     #[test]
+    fn what_serde_read_ahead_is_still_told() {
+        #[derive(Debug, Deserialize)]
+        #[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
+        enum Tagged {
+            #[expect(dead_code, reason = "only the reading is tested")]
+            Nested { inner: Inner },
+        }
+        #[derive(Debug, Deserialize)]
+        #[serde(deny_unknown_fields)]
+        #[expect(dead_code, reason = "only the reading is tested")]
+        struct Inner {
+            width: u32,
+        }
+        for (text, expected) in [
+            ("kind = 'nested'\ninner = { width = 1, hight = 2 }", "unknown key `hight`"),
+            ("kind = 'nested'\ninner = {}", "missing key `width`"),
+            ("kind = 'nested'", "missing key `inner`"),
+            ("inner = {}", "missing key `kind`"),
+            (
+                "kind = 'nestde'",
+                "`kind` is \"nestde\", which is not known here: expected \"nested\"",
+            ),
+        ] {
+            let mut problems = Problems::of("c");
+            let read = Document::parse("c", text).unwrap().root().take::<Tagged>(&mut problems);
+            assert!(read.is_none());
+            let told: Vec<String> = problems.iter().map(Problem::title).collect();
+            assert_eq!(told, [expected], "{text}");
+        }
+    }
+
+    #[test]
     fn a_fault_of_an_override_is_put_on_it() {
         check(
             GOOD,

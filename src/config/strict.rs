@@ -55,9 +55,17 @@ pub(super) fn read<T: DeserializeOwned>(
         let invented = target.invented;
         match &kind {
             Kind::UnknownField { field, known } => {
-                let Content::Table(entries) = &mut target.content else { return None };
-                let position = entries.iter().position(|entry| entry.key == *field)?;
-                entries.remove(position);
+                let position = target.entries().iter().position(|entry| entry.key == *field);
+                let (Content::Table(entries), Some(position)) = (&mut target.content, position)
+                else {
+                    // Inside something that serde read ahead, so its place is not known.
+                    let fault = Fault::new("", format!("unknown key `{field}`"));
+                    report(&path, Mark::Value, fault.hint(known_keys(known)));
+                    return None;
+                };
+                if entries.remove(position).node.invented {
+                    return None;
+                }
                 let also = also_known.iter().filter(|_| path.is_empty()).map(String::as_str);
                 let known: Vec<&str> = known.iter().copied().chain(also).collect();
                 let absent = known.iter().copied().filter(|key| target.entry(key).is_none());
@@ -69,8 +77,7 @@ pub(super) fn read<T: DeserializeOwned>(
                 let fault = Fault::new("", format!("unknown key `{field}`"));
                 let fault = match (meant, known.as_slice()) {
                     (Some(meant), _) => fault.hint(format!("did you mean `{meant}`?")),
-                    (None, []) => fault.hint("no keys are known here"),
-                    (None, known) => fault.hint(format!("known keys here: {}", known.join(", "))),
+                    (None, known) => fault.hint(known_keys(known)),
                 };
                 let path = [path.as_slice(), &[Step::Key(field.clone())]].concat();
                 report(&path, Mark::Key, fault);
@@ -117,6 +124,9 @@ pub(super) fn read<T: DeserializeOwned>(
                     given_up.push(path);
                     continue;
                 }
+                if target.holds_invention() {
+                    return None;
+                }
                 let full = [base, path.as_slice()].concat();
                 report(&path, Mark::Value, kind.fault(&full, target));
                 if path.is_empty() {
@@ -125,6 +135,13 @@ pub(super) fn read<T: DeserializeOwned>(
                 *target = Node::wildcard();
             }
         }
+    }
+}
+
+fn known_keys(known: &[&str]) -> String {
+    match known {
+        [] => "no keys are known here".to_owned(),
+        known => format!("known keys here: {}", known.join(", ")),
     }
 }
 

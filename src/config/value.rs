@@ -157,6 +157,16 @@ impl Node {
         &node.origin
     }
 
+    /// Whether anything in it was put there by the strict reader.
+    pub(super) fn holds_invention(&self) -> bool {
+        self.invented
+            || match &self.content {
+                Content::List(nodes) => nodes.iter().any(Self::holds_invention),
+                Content::Table(entries) => entries.iter().any(|it| it.node.holds_invention()),
+                _ => false,
+            }
+    }
+
     /// What the value is, in the reader's words.
     pub(super) fn in_words(&self) -> String {
         match &self.content {
