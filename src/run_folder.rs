@@ -60,8 +60,20 @@ pub struct StageRecord {
 /// What `run.json` holds. Keys it does not know are left out when it is written again.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RunRecord {
-    /// The name of the experiment.
+    /// The name of the experiment, or of the variant.
     pub name: String,
+    /// What the experiment asks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub question: Option<String>,
+    /// Runs in `variants/` that together are the experiment; the folder then has none of its own.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub variants: Vec<String>,
+    /// Whether a variant is the experiment or a control.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub role: Option<crate::config::VariantRole>,
+    /// What a variant is there to show.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub note: Option<String>,
     /// Versions of whatever the result depends on: `tallow`, `candle`, the commit.
     pub versions: BTreeMap<String, String>,
     /// The command line, the program first.

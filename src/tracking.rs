@@ -42,6 +42,27 @@ impl Metrics {
         }
     }
 
+    /// Adds to a number, which starts at 0.
+    pub fn add(&mut self, name: impl Into<String>, value: f64) {
+        let name = name.into();
+        let before = self.value(&name).unwrap_or(0.0);
+        self.set(name, before + value);
+    }
+
+    /// Adds every number of `other`.
+    pub fn accumulate(&mut self, other: &Metrics) {
+        for (name, value) in other.iter() {
+            self.add(name, value);
+        }
+    }
+
+    /// Multiplies every number.
+    pub fn scale(&mut self, factor: f64) {
+        for (_, value) in &mut self.values {
+            *value *= factor;
+        }
+    }
+
     /// The number called `name`.
     pub fn value(&self, name: &str) -> Option<f64> {
         self.values.iter().find(|(known, _)| known == name).map(|(_, value)| *value)

@@ -165,6 +165,33 @@ impl ModelConfig {
         Ok(config)
     }
 
+    /// Number of trained values.
+    ///
+    /// # Errors
+    /// If the configuration is not one this crate computes.
+    pub fn parameter_count(&self) -> Result<usize, PolicyError> {
+        let specs = crate::parameters::specs(&self.shape()?);
+        Ok(specs.iter().map(|it| it.dims.iter().product::<usize>()).sum())
+    }
+
+    /// Width of all query heads together.
+    pub fn query_width(&self) -> usize {
+        let head_dim = self.head_dim.unwrap_or(self.hidden_size / self.num_attention_heads.max(1));
+        self.num_attention_heads * head_dim
+    }
+
+    /// Width of all key heads together; the values' is the same.
+    pub fn kv_width(&self) -> usize {
+        let kv_heads = self.num_key_value_heads.unwrap_or(self.num_attention_heads);
+        self.query_width() / self.num_attention_heads.max(1) * kv_heads
+    }
+
+    /// Names the ids that end and pad a text, for programs that load the folder.
+    pub fn name_special_tokens(&mut self, end: TokenId, pad: Option<TokenId>) {
+        self.eos_token_id = Some(TokenIds::One(end));
+        self.pad_token_id = pad;
+    }
+
     /// Ids that end a text; empty where the model names none.
     pub fn eos_token_ids(&self) -> &[TokenId] {
         self.eos_token_id.as_ref().map_or(&[], TokenIds::as_slice)

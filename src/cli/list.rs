@@ -94,7 +94,7 @@ fn rows(registry: &Registry) -> Vec<Row> {
         add("algorithms", it.name, it.summary, (it.default_options)());
     }
     for it in tallow_policies::models::BUILTIN {
-        add("models", it.name, it.summary, json!({}));
+        add("models", it.name, it.architecture, json!({}));
     }
     for it in stages::BUILTIN {
         add("stages", it.name, it.summary, (it.default_options)());

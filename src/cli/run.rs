@@ -108,7 +108,7 @@ fn plans(experiment: &Experiment) -> Result<String, Error> {
                 text.push_str(&format!("    {name:<34}{value:>14}\n"));
             }
             let Some(demand) = plan.stage.demand(&run.model) else { continue };
-            let memory = MemoryPlan::new(&model, &demand);
+            let memory = MemoryPlan::new(&model, &demand)?;
             for (name, bytes) in [
                 ("memory: weights", memory.weights),
                 ("memory: gradients and optimizer", memory.training_state),

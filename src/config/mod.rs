@@ -160,7 +160,7 @@ impl Experiment {
             .collect();
         let mut runs = Vec::new();
         if variants.is_empty() {
-            runs.extend(read_run(document, overrides, None, &folder, registry, &mut problems));
+            runs.extend(read_run(document.clone(), overrides, None, &folder, registry, &mut problems));
         }
         for variant in variants {
             if runs.iter().any(|it: &RunPlan| {

@@ -3,7 +3,7 @@
 //! The parts are exact where they are exact (weights, gradients, moments, cache) and an upper
 //! estimate for activations: candle keeps every forward result until the backward pass has ended.
 
-use tallow_policies::ModelConfig;
+use tallow_policies::{ModelConfig, PolicyError};
 
 /// What is asked of the machine.
 #[derive(Clone, Copy, Debug, Default)]
@@ -39,13 +39,16 @@ const F32: u64 = 4;
 
 impl MemoryPlan {
     /// The plan of one stage.
-    pub fn new(model: &ModelConfig, demand: &Demand) -> Self {
-        let parameters = model.parameter_count() as u64;
+    ///
+    /// # Errors
+    /// If the model's configuration contradicts itself.
+    pub fn new(model: &ModelConfig, demand: &Demand) -> Result<Self, PolicyError> {
+        let parameters = model.parameter_count()? as u64;
         let layers = model.num_hidden_layers as u64;
         let hidden = model.hidden_size as u64;
         let inner = model.intermediate_size as u64;
-        let heads = (model.num_attention_heads * model.head_dim()) as u64;
-        let kv = (model.num_key_value_heads * model.head_dim()) as u64;
+        let heads = model.query_width() as u64;
+        let kv = model.kv_width() as u64;
         let tokens = demand.micro_batch_tokens as u64;
         // Per token and layer: two norms, q, k, v before and after rotation, attention's result,
         // two residual sums, gate, up and their product; as much again for gradients in flight.
@@ -57,12 +60,12 @@ impl MemoryPlan {
             0
         };
         let copies = 1 + u64::from(demand.reference);
-        Self {
+        Ok(Self {
             weights: parameters * F32 * copies,
             training_state: if demand.trains { parameters * F32 * 4 } else { 0 },
             activations,
             cache: demand.slots as u64 * demand.context as u64 * layers * 2 * kv * F32,
-        }
+        })
     }
 
     /// All of it.

@@ -120,7 +120,7 @@ impl Stage for EvalStage {
         let engine = Engine::new(&decoder, Arc::clone(&tokenizer), config.slots)?;
         let mut pool = RolloutPool::new(
             Arc::clone(&self.environment),
-            renderer,
+            Arc::clone(&renderer),
             Scoring {
                 verifier: Arc::clone(&self.verifier),
                 cut_off_is_malformed: true,
@@ -148,7 +148,7 @@ impl Stage for EvalStage {
             evaluation::evaluate(&mut pool, &config.evaluation, &plans, |it| bar.set(it as u64))?;
         drop((bar, pool));
         run.metrics(0, &metrics)?;
-        run.samples(0, &groups, None)?;
+        run.samples(0, &groups, None, &renderer)?;
         Ok(ModelState { tokenizer: Some(tokenizer), decoder: Some(decoder) })
     }
 }

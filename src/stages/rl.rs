@@ -382,6 +382,7 @@ impl RlStage {
         &self,
         step: u64,
         pool: &mut RolloutPool,
+        renderer: &Renderer,
         run: &mut StageRun<'_>,
     ) -> Result<(), Error> {
         let config = &self.config.evaluation;
@@ -399,7 +400,7 @@ impl RlStage {
             evaluation::evaluate(pool, config, &plans, |done| bar.set(done as u64))?;
         drop(bar);
         run.metrics(step, &metrics)?;
-        run.samples(step, &groups, None)?;
+        run.samples(step, &groups, None, renderer)?;
         let shown = |name: &str| metrics.value(name).unwrap_or(f64::NAN);
         run.line(&format!(
             "step {step}: held-out accuracy {:.3} ({:.3} to {:.3}), greedy {:.3}, reply {:.1} tokens",
@@ -560,7 +561,7 @@ impl Stage for RlStage {
         let engine = Engine::new(learner.decoder(), Arc::clone(&tokenizer), self.slots())?;
         let mut pool = RolloutPool::new(
             Arc::clone(&self.environment),
-            renderer,
+            Arc::clone(&renderer),
             Scoring {
                 verifier: Arc::clone(&self.verifier),
                 cut_off_is_malformed: config.cut_off_is_malformed,
@@ -589,7 +590,7 @@ impl Stage for RlStage {
         };
         pool.publish(share(&learner)?, first)?;
         if first == 0 {
-            self.evaluate(0, &mut pool, run)?;
+            self.evaluate(0, &mut pool, &renderer, run)?;
         }
         let bar = run.bar(config.steps, "steps");
         bar.start_at(first);
@@ -625,7 +626,7 @@ impl Stage for RlStage {
             if keep {
                 let credit: Vec<Vec<f32>> =
                     groups.iter().map(|it| algorithm.assign_credit(&it.rewards())).collect();
-                run.samples(done, &groups, Some(&credit))?;
+                run.samples(done, &groups, Some(&credit), &renderer)?;
             }
             bar.advance(1);
             bar.message(&format!(
@@ -637,7 +638,7 @@ impl Stage for RlStage {
             if done == config.steps || (every > 0 && done % every == 0) {
                 // What runs ahead is finished first: an evaluation samples by itself.
                 if started == done {
-                    self.evaluate(done, &mut pool, run)?;
+                    self.evaluate(done, &mut pool, &renderer, run)?;
                 }
             }
             let state = RlState { optimizer_steps: learner.steps() };

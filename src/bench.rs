@@ -1,0 +1,288 @@
+//! Speed of the paths a user waits for, on a given model: GRPO steps, training steps, sampling.
+//!
+//! Every reply is forced to an exact length, so that another program can be given the same work.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Instant;
+
+use rand::RngExt;
+use serde_json::{Value, json};
+use tallow_envs::{Seed, Split, Task, TaskId};
+use tallow_policies::{
+    Completion, Decoder, Engine, InitOptions, ModelConfig, Request, SamplingParams, TokenId,
+    Tokenizer,
+};
+use tallow_verifiers::{Message, Reference, StopReason, Transcript, Verdict};
+
+use crate::algorithms::AlgorithmConfig;
+use crate::algorithms::grpo::GrpoConfig;
+use crate::error::Error;
+use crate::learner::batch::Sequence;
+use crate::learner::{Learner, OptimizerConfig, Reuse};
+use crate::model::model_folder;
+use crate::rollout::trajectory::{ScoredGroup, ScoredTrajectory, Trajectory, Turn};
+
+/// A model to measure.
+pub struct BenchModel {
+    decoder: Decoder,
+    tokenizer: Arc<Tokenizer>,
+    seed: Seed,
+}
+
+impl BenchModel {
+    /// Loads a folder, or draws weights for its `config.json`.
+    ///
+    /// # Errors
+    /// If a file is missing or damaged.
+    pub fn load(folder: &Path, random_init: bool, seed: Option<u64>) -> Result<Self, Error> {
+        let folder = model_folder(folder)?;
+        let tokenizer = Arc::new(Tokenizer::from_folder(&folder)?);
+        let seed = Seed(seed.unwrap_or(0));
+        let decoder = if random_init {
+            let path = folder.join("config.json");
+            let text =
+                std::fs::read_to_string(&path).map_err(|e| Error::file("read", &path, e))?;
+            let config: ModelConfig = serde_json::from_str(&text)
+                .map_err(|e| Error::Data(format!("{}: {e}", path.display())))?;
+            Decoder::new(config, &InitOptions::default(), seed.0)?
+        } else {
+            Decoder::from_folder(&folder)?
+        };
+        Ok(Self { decoder, tokenizer, seed })
+    }
+
+    fn prompts(&self, count: usize, tokens: usize, stream: u64) -> Vec<Arc<[TokenId]>> {
+        let mut draws = self.seed.derive(&[stream]).rng();
+        let vocabulary = self.decoder.config().vocab_size as u32;
+        let ends = self.tokenizer.end_ids();
+        (0..count)
+            .map(|_| {
+                std::iter::repeat_with(|| draws.random_range(0..vocabulary))
+                    .filter(|it| !ends.contains(it))
+                    .take(tokens)
+                    .collect()
+            })
+            .collect()
+    }
+}
+
+/// Work of `bench grpo`.
+pub struct GrpoWork {
+    /// Prompts a step.
+    pub prompts: usize,
+    /// Replies to each.
+    pub group: usize,
+    /// Tokens of a prompt.
+    pub prompt_tokens: usize,
+    /// Tokens of a reply.
+    pub new_tokens: usize,
+    /// Steps counted.
+    pub steps: usize,
+}
+
+/// Whole GRPO steps.
+///
+/// # Errors
+/// If the model fails.
+pub fn grpo(model: BenchModel, work: &GrpoWork) -> Result<Value, Error> {
+    let seqs = work.prompts * work.group;
+    let params = exact_length(work.new_tokens);
+    let mut engine = Engine::new(&model.decoder, Arc::clone(&model.tokenizer), seqs)?;
+    let config = OptimizerConfig { learning_rate: 1e-6, ..Default::default() };
+    let steps = work.steps.max(1);
+    let mut learner = Learner::new(model.decoder.clone(), config, steps as u64 + 1, false)?;
+    let algorithm = GrpoConfig::default().build().expect("the defaults are valid");
+    let (mut generate_s, mut update_s) = (Vec::new(), Vec::new());
+    for step in 0..=steps as u64 {
+        let prompts = model.prompts(work.prompts, work.prompt_tokens, step);
+        let clock = Instant::now();
+        let requests = (0..seqs)
+            .map(|it| Request {
+                id: it as u64,
+                prompt: Arc::clone(&prompts[it / work.group]),
+                params: Arc::clone(&params),
+                seed: model.seed.derive(&[step, it as u64]).0,
+            })
+            .collect();
+        let completions = engine.generate(requests)?;
+        let generated = clock.elapsed().as_secs_f64();
+        let clock = Instant::now();
+        let groups: Vec<ScoredGroup> = completions
+            .chunks(work.group)
+            .zip(&prompts)
+            .map(|(replies, prompt)| scored(prompt, replies))
+            .collect();
+        let reuse = Reuse { epochs: 1, minibatches: 1 };
+        let sampling = (params.temperature, work.new_tokens);
+        learner.update(&*algorithm, &groups, reuse, sampling, step, model.seed)?;
+        engine.publish(learner.decoder(), step + 1);
+        if step > 0 {
+            generate_s.push(generated);
+            update_s.push(clock.elapsed().as_secs_f64());
+        }
+    }
+    let step_s: Vec<f64> = generate_s.iter().zip(&update_s).map(|(a, b)| a + b).collect();
+    let (step_s, generate_s, update_s) = (median(step_s), median(generate_s), median(update_s));
+    let sampled = (seqs * work.new_tokens) as f64;
+    Ok(json!({
+        "bench": "grpo", "seqs": seqs, "prompt_tokens": work.prompt_tokens,
+        "new_tokens": work.new_tokens, "step_s": rounded(step_s),
+        "generate_s": rounded(generate_s), "update_s": rounded(update_s),
+        "sampled_tok_s": rounded(sampled / generate_s),
+        "end_to_end_tok_s": rounded(sampled / step_s),
+        "peak_rss_mb": peak_rss_mb(), "device": "cpu",
+    }))
+}
+
+/// Next-token training steps, beside the machine's best matrix-product rate in the same run.
+///
+/// # Errors
+/// If the model fails.
+pub fn train(model: BenchModel, batch: usize, seq: usize, steps: usize) -> Result<Value, Error> {
+    let parameters = model.decoder.config().parameter_count()? as f64;
+    let gemm_gflops = best_matrix_rate();
+    let prompts: Vec<_> = (0..=steps as u64).map(|it| model.prompts(batch, seq, it)).collect();
+    let config = OptimizerConfig { learning_rate: 1e-4, ..Default::default() };
+    let mut learner = Learner::new(model.decoder, config, steps as u64 + 1, false)?;
+    let mut times = Vec::new();
+    for prompts in prompts {
+        let sequences: Vec<Sequence> =
+            prompts.iter().map(|it| Sequence::new(it.to_vec(), &vec![true; it.len()])).collect();
+        let clock = Instant::now();
+        learner.next_token_step(&sequences)?;
+        times.push(clock.elapsed().as_secs_f64());
+    }
+    let step_s = median(times.split_off(1));
+    let tokens = (batch * seq) as f64;
+    // 6 operations a parameter and token: 2 forward, 4 backward (Kaplan et al. 2020).
+    let gflops = 6.0 * parameters * tokens / step_s / 1e9;
+    Ok(json!({
+        "bench": "train", "step_s": rounded(step_s), "tok_s": rounded(tokens / step_s),
+        "gflops": rounded(gflops), "gemm_gflops": rounded(gemm_gflops),
+        "mfu": rounded(gflops / gemm_gflops), "peak_rss_mb": peak_rss_mb(),
+    }))
+}
+
+/// Sampling alone: prompts first, then a token at a time.
+///
+/// # Errors
+/// If the model fails.
+pub fn generate(
+    model: &BenchModel,
+    batch: usize,
+    prompt_tokens: usize,
+    new_tokens: usize,
+) -> Result<Value, Error> {
+    let mut prefill_s = Vec::new();
+    let mut decode_s = Vec::new();
+    for round in 0..4 {
+        let prompts = model.prompts(batch, prompt_tokens, round);
+        let mut engine = Engine::new(&model.decoder, Arc::clone(&model.tokenizer), batch)?;
+        let params = exact_length(new_tokens);
+        for (index, prompt) in prompts.iter().enumerate() {
+            engine.submit(Request {
+                id: index as u64,
+                prompt: Arc::clone(prompt),
+                params: Arc::clone(&params),
+                seed: index as u64,
+            });
+        }
+        let clock = Instant::now();
+        engine.step()?;
+        let prefilled = clock.elapsed().as_secs_f64();
+        while !engine.is_idle() {
+            engine.step()?;
+        }
+        // The first round warms up.
+        if round > 0 {
+            prefill_s.push(prefilled);
+            decode_s.push(clock.elapsed().as_secs_f64() - prefilled);
+        }
+    }
+    let decoded = (batch * new_tokens.saturating_sub(1)) as f64;
+    Ok(json!({
+        "bench": "generate",
+        "prefill_tok_s": rounded((batch * prompt_tokens) as f64 / median(prefill_s)),
+        "decode_tok_s": rounded(decoded / median(decode_s)),
+        "peak_rss_mb": peak_rss_mb(),
+    }))
+}
+
+fn exact_length(tokens: usize) -> Arc<SamplingParams> {
+    Arc::new(SamplingParams { max_tokens: tokens, min_tokens: tokens, ..Default::default() })
+}
+
+/// A group with rewards that differ, so that an update has something to learn.
+fn scored(prompt: &[TokenId], replies: &[Completion]) -> ScoredGroup {
+    let task = Arc::new(Task {
+        id: TaskId { split: Split::Train, index: 0 },
+        prompt: vec![Message::user("")],
+        reference: Reference::None,
+        notes: Value::Null,
+    });
+    let members = replies
+        .iter()
+        .enumerate()
+        .map(|(member, reply)| {
+            let mut tokens = prompt.to_vec();
+            tokens.extend_from_slice(&reply.tokens);
+            let range = prompt.len()..tokens.len();
+            let turn = Turn { range, logprobs: reply.logprobs.clone() };
+            let transcript =
+                Transcript { messages: vec![Message::user("")], stop: StopReason::Finished };
+            let trajectory = Trajectory {
+                member,
+                tokens,
+                turns: vec![turn],
+                transcript,
+                versions: reply.versions.clone(),
+            };
+            let reward = (member % 2) as f32;
+            ScoredTrajectory { trajectory, verdict: Verdict::graded(reward), reward }
+        })
+        .collect();
+    ScoredGroup { task, members, environment_errors: Vec::new(), verifier_errors: Vec::new() }
+}
+
+/// Best rate of a 1024 cubed f32 product on all threads, in GFLOP/s.
+fn best_matrix_rate() -> f64 {
+    const SIZE: usize = 1024;
+    let device = candle_core::Device::Cpu;
+    let filled = |value: f32| candle_core::Tensor::full(value, (SIZE, SIZE), &device);
+    let (Ok(left), Ok(right)) = (filled(0.5), filled(0.25)) else { return f64::NAN };
+    let best = (0..12)
+        .filter_map(|_| {
+            let clock = Instant::now();
+            left.matmul(&right).ok().map(|_| clock.elapsed().as_secs_f64())
+        })
+        .fold(f64::INFINITY, f64::min);
+    2.0 * (SIZE as f64).powi(3) / best / 1e9
+}
+
+/// Largest resident size so far, in megabytes.
+fn peak_rss_mb() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let kib = status
+        .lines()
+        .find_map(|it| it.strip_prefix("VmHWM:"))
+        .and_then(|it| it.split_whitespace().next())
+        .and_then(|it| it.parse::<u64>().ok());
+    kib.unwrap_or(0) / 1024
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    let middle = values.len() / 2;
+    if values.is_empty() {
+        f64::NAN
+    } else if values.len().is_multiple_of(2) {
+        (values[middle - 1] + values[middle]) / 2.0
+    } else {
+        values[middle]
+    }
+}
+
+fn rounded(value: f64) -> f64 {
+    (value * 1e4).round() / 1e4
+}

@@ -1,0 +1,105 @@
+//! `tallow bench`: one JSON line of measurements.
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+
+use super::{Common, say};
+use crate::bench::{self, BenchModel};
+use crate::error::Error;
+
+/// Measure speed on this machine; prints one JSON line.
+///
+/// Example: tallow bench grpo --model DIR --random-init --prompts 8 --group 8
+#[derive(Args)]
+pub struct BenchArgs {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Subcommand)]
+enum What {
+    /// Whole GRPO steps: rollout, reward, update.
+    Grpo {
+        #[command(flatten)]
+        model: ModelArgs,
+        /// Prompts a step.
+        #[arg(long, default_value_t = 8)]
+        prompts: usize,
+        /// Replies to each prompt.
+        #[arg(long, default_value_t = 8)]
+        group: usize,
+        /// Tokens of a prompt.
+        #[arg(long, default_value_t = 64)]
+        prompt_tokens: usize,
+        /// Tokens of a reply, exactly.
+        #[arg(long, default_value_t = 64)]
+        new_tokens: usize,
+        /// Steps counted, after one to warm up.
+        #[arg(long, default_value_t = 4)]
+        steps: usize,
+    },
+    /// Next-token training steps.
+    Train {
+        #[command(flatten)]
+        model: ModelArgs,
+        /// Sequences a step.
+        #[arg(long, default_value_t = 16)]
+        batch: usize,
+        /// Tokens of a sequence.
+        #[arg(long, default_value_t = 256)]
+        seq: usize,
+        /// Steps counted, after one to warm up.
+        #[arg(long, default_value_t = 4)]
+        steps: usize,
+    },
+    /// Sampling alone.
+    Generate {
+        #[command(flatten)]
+        model: ModelArgs,
+        /// Replies at once.
+        #[arg(long, default_value_t = 64)]
+        batch: usize,
+        /// Tokens of a prompt.
+        #[arg(long, default_value_t = 64)]
+        prompt_tokens: usize,
+        /// Tokens of a reply, exactly.
+        #[arg(long, default_value_t = 64)]
+        new_tokens: usize,
+    },
+}
+
+#[derive(Args)]
+struct ModelArgs {
+    /// A Hugging Face folder; the tokenizer's files are needed too.
+    #[arg(long, value_name = "DIR")]
+    model: PathBuf,
+    /// Take only config.json from it and draw the weights.
+    #[arg(long)]
+    random_init: bool,
+}
+
+/// `tallow bench`.
+pub fn bench(args: &BenchArgs, common: &Common) -> Result<(), Error> {
+    let load = |model: &ModelArgs| BenchModel::load(&model.model, model.random_init, common.seed);
+    let line = match &args.what {
+        What::Grpo { model, prompts, group, prompt_tokens, new_tokens, steps } => {
+            let work = bench::GrpoWork {
+                prompts: *prompts,
+                group: *group,
+                prompt_tokens: *prompt_tokens,
+                new_tokens: *new_tokens,
+                steps: *steps,
+            };
+            bench::grpo(load(model)?, &work)?
+        }
+        What::Train { model, batch, seq, steps } => {
+            bench::train(load(model)?, *batch, *seq, *steps)?
+        }
+        What::Generate { model, batch, prompt_tokens, new_tokens } => {
+            bench::generate(&load(model)?, *batch, *prompt_tokens, *new_tokens)?
+        }
+    };
+    say(&line.to_string());
+    Ok(())
+}

@@ -1,0 +1,491 @@
+//! Verbs that use a model folder: `generate`, `score`, `eval`, `chat`.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use clap::Args;
+use serde_json::{Map, Value, json};
+use tallow_envs::{BuildContext, Seed, Split};
+use tallow_policies::{Decoder, Engine, Request, SamplingParams, TokenId, Tokenizer};
+use tallow_verifiers::Message;
+
+use super::verify::options;
+use super::{Common, say};
+use crate::console::Console;
+use crate::documents::read_jsonl;
+use crate::error::Error;
+use crate::evaluation::{self, EvaluationConfig};
+use crate::files::AtomicFile;
+use crate::learner::Learner;
+use crate::learner::batch::{MicroBatch, Sequence};
+use crate::model::{ModelState, model_folder};
+use crate::registry::Registry;
+use crate::renderer::Renderer;
+use crate::rollout::pool::{PoolLimits, RolloutPool};
+use crate::rollout::scoring::Scoring;
+
+/// Replies sampled at once.
+const SLOTS: usize = 64;
+
+/// Tokens scored in one forward pass.
+const SCORE_TOKENS: usize = 4096;
+
+/// Seed where none is given.
+const DEFAULT_SEED: u64 = 1;
+
+/// Sample replies to a file of prompts.
+///
+/// A line holds `{"prompt"}`, `{"messages"}` or `{"prompt_ids"}`; it comes back with
+/// `"prompt_ids"` and `"completions"`.
+///
+/// Example: tallow generate --model models/rl --prompts prompts.jsonl --n 4 --max-tokens 64
+#[derive(Args)]
+pub struct GenerateArgs {
+    /// A Hugging Face folder.
+    #[arg(long, value_name = "DIR")]
+    model: PathBuf,
+    /// The prompts, JSONL.
+    #[arg(long, value_name = "FILE")]
+    prompts: PathBuf,
+    /// Where the lines go; default: stdout.
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+    /// Put `prompt` into the chat template as a user's message.
+    #[arg(long)]
+    chat: bool,
+    /// Replies to each prompt.
+    #[arg(long, default_value_t = 1)]
+    n: usize,
+    #[command(flatten)]
+    sampling: SamplingArgs,
+}
+
+/// How to draw tokens.
+#[derive(Args)]
+struct SamplingArgs {
+    /// Longest reply.
+    #[arg(long, default_value_t = 256)]
+    max_tokens: usize,
+    /// No end before this many tokens.
+    #[arg(long, default_value_t = 0)]
+    min_tokens: usize,
+    /// 0 takes the likeliest token.
+    #[arg(long, default_value_t = 1.0)]
+    temperature: f64,
+    /// Keep the likeliest tokens that together have this probability.
+    #[arg(long, default_value_t = 1.0)]
+    top_p: f64,
+    /// Keep so many of the likeliest tokens; 0 keeps all.
+    #[arg(long, default_value_t = 0)]
+    top_k: usize,
+    /// Keep tokens at least this many times as likely as the likeliest.
+    #[arg(long, default_value_t = 0.0)]
+    min_p: f64,
+    /// End where this text appears; may be repeated.
+    #[arg(long)]
+    stop: Vec<String>,
+}
+
+impl SamplingArgs {
+    fn params(&self) -> SamplingParams {
+        SamplingParams {
+            temperature: self.temperature,
+            top_k: self.top_k,
+            top_p: self.top_p,
+            min_p: self.min_p,
+            max_tokens: self.max_tokens,
+            min_tokens: self.min_tokens,
+            stop: self.stop.clone(),
+        }
+    }
+}
+
+/// Log-probability of every token of given text.
+///
+/// A line holds `{"text"}`, `{"ids"}` or `{"messages"}`; out comes `{"ids", "logprobs", "nll_nats",
+/// "tokens", "bytes"}`, where the first token, which nothing predicts, has the log-probability null.
+///
+/// Example: tallow score --model models/pretrain --data text.jsonl
+#[derive(Args)]
+pub struct ScoreArgs {
+    /// A Hugging Face folder.
+    #[arg(long, value_name = "DIR")]
+    model: PathBuf,
+    /// The texts, JSONL.
+    #[arg(long, value_name = "FILE")]
+    data: PathBuf,
+    /// Where the lines go; default: stdout.
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+}
+
+/// pass@k of a model on an environment, with 95 % intervals.
+///
+/// Example: tallow eval --model models/rl --env digit_sum --limit 256 --samples 16 --k 1,4,16
+#[derive(Args)]
+pub struct EvalArgs {
+    /// A Hugging Face folder.
+    #[arg(long, value_name = "DIR")]
+    model: PathBuf,
+    /// An environment, see `tallow list envs`.
+    #[arg(long)]
+    env: String,
+    /// Change an option of the environment.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    set: Vec<String>,
+    /// A verifier instead of the environment's own.
+    #[arg(long)]
+    verifier: Option<String>,
+    /// `train` or `test`.
+    #[arg(long, default_value = "test")]
+    split: String,
+    /// Tasks to play.
+    #[arg(long, default_value_t = 128)]
+    limit: u64,
+    /// Replies to each task.
+    #[arg(long, default_value_t = 4)]
+    samples: usize,
+    /// Which k to tell pass@k for.
+    #[arg(long, value_delimiter = ',', default_value = "1,4")]
+    k: Vec<usize>,
+    /// Longest reply.
+    #[arg(long, default_value_t = 256)]
+    max_tokens: usize,
+    /// Sampling temperature.
+    #[arg(long, default_value_t = 1.0)]
+    temperature: f64,
+}
+
+/// Talk to a model in the terminal; an empty line or Ctrl-D ends.
+///
+/// Example: tallow chat --model SmolLM2-135M-Instruct
+#[derive(Args)]
+pub struct ChatArgs {
+    /// A Hugging Face folder.
+    #[arg(long, value_name = "DIR")]
+    model: PathBuf,
+    #[command(flatten)]
+    sampling: SamplingArgs,
+}
+
+struct Loaded {
+    decoder: Decoder,
+    tokenizer: Arc<Tokenizer>,
+    renderer: Arc<Renderer>,
+}
+
+fn load(path: &Path) -> Result<Loaded, Error> {
+    let state = ModelState::load(&model_folder(path)?)?;
+    let tokenizer = state.tokenizer()?;
+    let decoder = state.decoder.ok_or_else(|| Error::Data("the folder has no weights".into()))?;
+    let renderer = Arc::new(Renderer::new(Arc::clone(&tokenizer))?);
+    Ok(Loaded { decoder, tokenizer, renderer })
+}
+
+/// `tallow generate`.
+pub fn generate(args: &GenerateArgs, common: &Common) -> Result<(), Error> {
+    let loaded = load(&args.model)?;
+    let rows = read_jsonl(&args.prompts)?;
+    let seed = Seed(common.seed.unwrap_or(DEFAULT_SEED));
+    let params = Arc::new(args.sampling.params());
+    let mut prompts = Vec::with_capacity(rows.len());
+    for (line, row) in &rows {
+        let ids = prompt_ids(row, args.chat, &loaded).map_err(|e| at_line(&args.prompts, *line, &e))?;
+        prompts.push(Arc::<[TokenId]>::from(ids));
+    }
+    let mut engine = Engine::new(&loaded.decoder, Arc::clone(&loaded.tokenizer), SLOTS)?;
+    let console = Console::new(common.quiet || common.json);
+    let bar = console.bar("generate", (prompts.len() * args.n) as u64, "replies");
+    for (index, prompt) in prompts.iter().enumerate() {
+        for member in 0..args.n {
+            engine.submit(Request {
+                id: (index * args.n + member) as u64,
+                prompt: Arc::clone(prompt),
+                params: Arc::clone(&params),
+                seed: seed.derive(&[index as u64, member as u64]).0,
+            });
+        }
+    }
+    let mut completions = vec![Value::Null; prompts.len() * args.n];
+    while !engine.is_idle() {
+        for (id, completion) in engine.step()? {
+            bar.advance(1);
+            completions[id as usize] = json!({
+                "text": loaded.renderer.reply_text(&completion.tokens)?,
+                "ids": completion.tokens,
+                "logprobs": completion.logprobs,
+                "finish": completion.finish,
+            });
+        }
+    }
+    drop(bar);
+    let lines = rows.into_iter().enumerate().map(|(index, (_, mut row))| {
+        row.insert("prompt_ids".into(), json!(&*prompts[index]));
+        let own = completions[index * args.n..(index + 1) * args.n].to_vec();
+        row.insert("completions".into(), Value::Array(own));
+        Value::Object(row)
+    });
+    write_lines(lines, args.out.as_deref())
+}
+
+fn at_line(path: &Path, line: usize, error: &Error) -> Error {
+    Error::Data(format!("{}:{line}: {error}", path.display()))
+}
+
+fn prompt_ids(
+    row: &Map<String, Value>,
+    chat: bool,
+    loaded: &Loaded,
+) -> Result<Vec<TokenId>, Error> {
+    let ids = if let Some(ids) = row.get("prompt_ids") {
+        serde_json::from_value(ids.clone()).map_err(|e| Error::Data(format!("prompt_ids: {e}")))?
+    } else if let Some(messages) = row.get("messages") {
+        let messages: Vec<Message> = serde_json::from_value(messages.clone())
+            .map_err(|e| Error::Data(format!("messages: {e}")))?;
+        loaded.renderer.prompt(&messages)?
+    } else {
+        match row.get("prompt").and_then(Value::as_str) {
+            Some(text) if chat => loaded.renderer.prompt(&[Message::user(text)])?,
+            Some(text) => loaded.tokenizer.encode(text)?,
+            None => {
+                let fields: Vec<&str> = row.keys().map(String::as_str).collect();
+                return Err(Error::Data(format!(
+                    "none of `prompt`, `messages` and `prompt_ids`; the line has {}",
+                    fields.join(", ")
+                )));
+            }
+        }
+    };
+    check_ids(&ids, loaded)?;
+    Ok(ids)
+}
+
+fn check_ids(ids: &[TokenId], loaded: &Loaded) -> Result<(), Error> {
+    let config = loaded.decoder.config();
+    if ids.is_empty() {
+        return Err(Error::Data("an empty text cannot be continued or scored".into()));
+    }
+    if ids.len() > config.max_position_embeddings {
+        return Err(Error::Data(format!(
+            "{} tokens do not fit the model's context of {}",
+            ids.len(),
+            config.max_position_embeddings
+        )));
+    }
+    match ids.iter().find(|it| **it as usize >= config.vocab_size) {
+        Some(id) => Err(Error::Data(format!(
+            "id {id} is outside the model's vocabulary of {}",
+            config.vocab_size
+        ))),
+        None => Ok(()),
+    }
+}
+
+/// `tallow score`.
+pub fn score(args: &ScoreArgs, common: &Common) -> Result<(), Error> {
+    let loaded = load(&args.model)?;
+    let mut sequences = Vec::new();
+    let mut bytes = Vec::new();
+    for (line, row) in read_jsonl(&args.data)? {
+        let ids = scored_ids(&row, &loaded).map_err(|e| at_line(&args.data, line, &e))?;
+        bytes.push(loaded.tokenizer.decode(&ids)?.len());
+        let all = vec![true; ids.len()];
+        sequences.push(Sequence::new(ids, &all));
+    }
+    let frozen = loaded.decoder.frozen();
+    let console = Console::new(common.quiet || common.json);
+    let bar = console.bar("score", sequences.len() as u64, "texts");
+    let lengths: Vec<usize> = sequences.iter().map(|it| it.tokens().len()).collect();
+    let mut lines = Vec::with_capacity(sequences.len());
+    for run in crate::learner::batch::token_budget_runs(&lengths, SCORE_TOKENS) {
+        let part = &sequences[run.clone()];
+        let batch = MicroBatch::pack(part);
+        let scored = if batch.targets.is_empty() {
+            Vec::new()
+        } else {
+            Learner::score(&frozen, &batch, 1.0)?
+        };
+        let mut rest = scored.as_slice();
+        for (sequence, bytes) in part.iter().zip(&bytes[run]) {
+            let (own, later) = rest.split_at(sequence.scored_tokens());
+            rest = later;
+            let nll: f64 = own.iter().map(|it| -f64::from(*it)).sum();
+            let logprobs: Vec<Value> =
+                std::iter::once(Value::Null).chain(own.iter().map(|it| json!(it))).collect();
+            lines.push(json!({
+                "ids": sequence.tokens(), "logprobs": logprobs, "nll_nats": nll,
+                "tokens": own.len(), "bytes": bytes,
+            }));
+            bar.advance(1);
+        }
+    }
+    drop(bar);
+    write_lines(lines.into_iter(), args.out.as_deref())
+}
+
+fn scored_ids(row: &Map<String, Value>, loaded: &Loaded) -> Result<Vec<TokenId>, Error> {
+    let ids = if let Some(ids) = row.get("ids") {
+        serde_json::from_value(ids.clone()).map_err(|e| Error::Data(format!("ids: {e}")))?
+    } else if let Some(messages) = row.get("messages") {
+        let messages: Vec<Message> = serde_json::from_value(messages.clone())
+            .map_err(|e| Error::Data(format!("messages: {e}")))?;
+        loaded.renderer.conversation(&messages)?.tokens
+    } else if let Some(text) = row.get("text").and_then(Value::as_str) {
+        loaded.tokenizer.encode(text)?
+    } else {
+        let fields: Vec<&str> = row.keys().map(String::as_str).collect();
+        return Err(Error::Data(format!(
+            "none of `text`, `ids` and `messages`; the line has {}",
+            fields.join(", ")
+        )));
+    };
+    check_ids(&ids, loaded)?;
+    Ok(ids)
+}
+
+/// `tallow eval`.
+pub fn eval(args: &EvalArgs, common: &Common, registry: &Registry) -> Result<(), Error> {
+    let split = match args.split.as_str() {
+        "train" => Split::Train,
+        "test" => Split::Test,
+        other => {
+            return Err(Error::usage(format!("--split {other}"), "use train or test"));
+        }
+    };
+    let seed = Seed(common.seed.unwrap_or(DEFAULT_SEED));
+    let context = BuildContext { folder: PathBuf::from("."), seed };
+    let refused = |fault: tallow_verifiers::ConfigFault| {
+        let hint = fault.hint.clone().unwrap_or_else(|| "see `tallow list --long`".into());
+        Error::usage(fault.to_string(), hint)
+    };
+    let environment = registry
+        .environments
+        .build(&args.env, options(&args.set)?, &context)
+        .map_err(refused)?;
+    let (name, verifier_options) = match &args.verifier {
+        Some(name) => (name.as_str(), json!({})),
+        None => environment.default_verifier(),
+    };
+    let verifier = registry.verifiers.build(name, verifier_options).map_err(refused)?;
+    let loaded = load(&args.model)?;
+    let engine = Engine::new(&loaded.decoder, Arc::clone(&loaded.tokenizer), SLOTS)?;
+    let scoring = Scoring { verifier, cut_off_is_malformed: true, coin_reward: None };
+    let limits = PoolLimits {
+        threads: common.threads(),
+        episodes: SLOTS.max(args.samples),
+        max_turns: 8,
+        lockstep: true,
+    };
+    let interrupted = Arc::new(AtomicBool::new(false));
+    let config = EvaluationConfig {
+        tasks: args.limit,
+        samples: args.samples.max(1),
+        k: args.k.clone(),
+        ..Default::default()
+    };
+    let params = SamplingParams {
+        max_tokens: args.max_tokens,
+        temperature: args.temperature,
+        ..Default::default()
+    };
+    let plans =
+        evaluation::plans(&config, split, environment.len(split), &params, seed, seed);
+    let renderer = Arc::clone(&loaded.renderer);
+    let mut pool =
+        RolloutPool::new(environment, renderer, scoring, engine, limits, interrupted);
+    let console = Console::new(common.quiet || common.json);
+    let bar = console.bar("eval", (plans.0.len() + plans.1.len()) as u64, "tasks");
+    let (metrics, _) = evaluation::evaluate(&mut pool, &config, &plans, |it| bar.set(it as u64))?;
+    drop(bar);
+    if common.json {
+        let line: Map<String, Value> =
+            metrics.iter().map(|(name, value)| (name.to_string(), json!(value))).collect();
+        say(&Value::Object(line).to_string());
+    } else {
+        for (name, value) in metrics.iter() {
+            if name.ends_with("_low") || name.ends_with("_high") {
+                continue;
+            }
+            let bound = |end: &str| metrics.value(&format!("{name}_{end}"));
+            let interval = match (bound("low"), bound("high")) {
+                (Some(low), Some(high)) => format!("  ({low:.4} to {high:.4})"),
+                _ => String::new(),
+            };
+            let short = name.trim_start_matches("eval/");
+            say(&format!("{short:<24}{value:>10.4}{interval}"));
+        }
+    }
+    Ok(())
+}
+
+/// `tallow chat`.
+pub fn chat(args: &ChatArgs, common: &Common) -> Result<(), Error> {
+    let loaded = load(&args.model)?;
+    let mut engine = Engine::new(&loaded.decoder, Arc::clone(&loaded.tokenizer), 1)?;
+    let mut editor = rustyline::DefaultEditor::new()
+        .map_err(|e| Error::Data(format!("cannot read from the terminal: {e}")))?;
+    let seed = Seed(common.seed.unwrap_or(DEFAULT_SEED));
+    let params = Arc::new(args.sampling.params());
+    let mut tokens: Vec<TokenId> = Vec::new();
+    let mut ended = true;
+    for turn in 0u64.. {
+        let line = match editor.readline("you> ") {
+            Ok(line) if !line.trim().is_empty() => line,
+            Ok(_) => break,
+            Err(
+                rustyline::error::ReadlineError::Eof | rustyline::error::ReadlineError::Interrupted,
+            ) => break,
+            Err(error) => return Err(Error::Data(format!("cannot read a line: {error}"))),
+        };
+        // History is a convenience; a line that cannot be kept is no reason to stop.
+        drop(editor.add_history_entry(line.as_str()));
+        let message = [Message::user(line)];
+        if turn == 0 {
+            tokens = loaded.renderer.prompt(&message)?;
+        } else {
+            tokens.extend(loaded.renderer.continuation(&message, ended)?);
+        }
+        if let Err(error) = check_ids(&tokens, &loaded) {
+            say(&format!("({error}: the conversation ends here)"));
+            break;
+        }
+        let reply = stream_reply(&mut engine, &loaded, &tokens, &params, seed.derive(&[turn]).0)?;
+        ended = reply.last().is_some_and(|it| loaded.tokenizer.end_ids().contains(it));
+        tokens.extend(reply);
+    }
+    Ok(())
+}
+
+/// Samples one reply and prints it whole.
+fn stream_reply(
+    engine: &mut Engine,
+    loaded: &Loaded,
+    tokens: &[TokenId],
+    params: &Arc<SamplingParams>,
+    seed: u64,
+) -> Result<Vec<TokenId>, Error> {
+    let request = Request { id: 0, prompt: tokens.into(), params: Arc::clone(params), seed };
+    let completion = engine.generate(vec![request])?.remove(0);
+    say(&format!("model> {}", loaded.renderer.reply_text(&completion.tokens)?));
+    Ok(completion.tokens)
+}
+
+fn write_lines(lines: impl Iterator<Item = Value>, out: Option<&Path>) -> Result<(), Error> {
+    match out {
+        None => {
+            for line in lines {
+                say(&line.to_string());
+            }
+        }
+        Some(path) => {
+            let mut file = AtomicFile::create(path)?;
+            for line in lines {
+                writeln!(file, "{line}").map_err(|e| Error::file("write", path, e))?;
+            }
+            file.commit()?;
+        }
+    }
+    Ok(())
+}

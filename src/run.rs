@@ -1,0 +1,583 @@
+//! One run: its folder, what it writes there, and where it goes on when it was stopped.
+//!
+//! A finished stage is the folder `models/STAGE`, renamed into place; a stage under way is its
+//! newest sound checkpoint. Everything else (metrics, samples) is cut back to that point on resume,
+//! so that a run killed anywhere ends with the same files as one that was not.
+//!
+//! Variants of an experiment are runs in `variants/NAME`. Stages that two variants agree in down to
+//! the last key are run once: the later variant starts from the earlier one's model.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tallow_envs::{Seed, Split};
+
+use crate::checkpoints::{Checkpoints, Retention};
+use crate::config::document::resolved_toml;
+use crate::config::{Experiment, RunPlan};
+use crate::console::{Bar, Console, SampleRow, samples_table};
+use crate::error::Error;
+use crate::files::{StoreError, replace_folder, write_atomic};
+use crate::model::{ModelSettings, ModelState};
+use crate::rollout::trajectory::{ScoredGroup, ScoredTrajectory};
+use crate::run_folder::{Ending, RunFolder, RunFolderError, RunRecord, RunState, StageRecord, Status};
+use crate::samples::{self, SampleRecord, SampleTask, SampleTurn};
+use crate::tensorboard::EventWriter;
+use crate::tracking::{MetricSink, Metrics, ResumePoint, Tracker};
+
+/// Checkpoints kept of each stage: one may be damaged, and then the one before serves.
+const KEPT_CHECKPOINTS: usize = 2;
+
+/// The file of a checkpoint with a stage's own state.
+const STATE_FILE: &str = "state.json";
+
+/// How an experiment is to be run.
+pub struct RunOptions {
+    /// The run's folder.
+    pub out: PathBuf,
+    /// Go on where it stopped.
+    pub resume: bool,
+    /// Neither bars nor notes.
+    pub quiet: bool,
+    /// Threads for everything.
+    pub threads: usize,
+    /// The batch table and memory plan, shown before the start.
+    pub plan: String,
+    /// The command line, for the record.
+    pub command: Vec<String>,
+}
+
+/// Runs every variant of an experiment, and writes its report.
+///
+/// # Errors
+/// See [`Error`]; the folder says how the run stands.
+pub fn run_experiment(experiment: &Experiment, options: &RunOptions) -> Result<(), Error> {
+    let console = Console::new(options.quiet);
+    let interrupted = watch_interrupts();
+    console.line(options.plan.trim_end());
+    let started = std::time::Instant::now();
+    let toml = toml_of(&experiment.resolved())?;
+    if let [only] = experiment.runs.as_slice()
+        && only.variant.is_none()
+    {
+        let sitting = Sitting { console: &console, options, interrupted };
+        let folder = open(&options.out, options, record(experiment, only, options), &toml)?;
+        sitting.run(only, folder, None)?;
+    } else {
+        run_variants(experiment, options, &console, &interrupted, &toml)?;
+    }
+    console.line(format!("finished in {:.0} s", started.elapsed().as_secs_f64()));
+    match crate::report::write(&options.out) {
+        Ok(report) => console.line(format!("report: {}", report.html.display())),
+        Err(error) => {
+            let told = format!("the run is complete, but its report could not be written: {error}");
+            return Err(Error::Data(told));
+        }
+    }
+    Ok(())
+}
+
+fn run_variants(
+    experiment: &Experiment,
+    options: &RunOptions,
+    console: &Console,
+    interrupted: &Arc<AtomicBool>,
+    toml: &str,
+) -> Result<(), Error> {
+    let first = &experiment.runs[0];
+    let mut parent = record(experiment, first, options);
+    parent.stages = Vec::new();
+    parent.role = None;
+    parent.note = None;
+    parent.variants = experiment.runs.iter().filter_map(variant_name).collect();
+    let parent = open(&options.out, options, parent, toml)?;
+    let sitting = Sitting { console, options, interrupted: Arc::clone(interrupted) };
+    let ran = (|| {
+        let mut done: Vec<(&RunPlan, PathBuf)> = Vec::new();
+        for plan in &experiment.runs {
+            let name = variant_name(plan).unwrap_or_default();
+            let path = options.out.join("variants").join(&name);
+            if !matches!(RunState::of(&path)?, RunState::Finished(_)) {
+                console.line(format!("variant {name}"));
+                let begun = matches!(RunState::of(&path)?, RunState::Unfinished(_));
+                let sub = RunOptions {
+                    out: path.clone(),
+                    resume: begun,
+                    plan: String::new(),
+                    command: options.command.clone(),
+                    ..*options
+                };
+                let record = record(experiment, plan, options);
+                let folder = open(&path, &sub, record, &toml_of(&plan.resolved())?)?;
+                sitting.run(plan, folder, shared_start(plan, &done))?;
+            }
+            done.push((plan, path));
+        }
+        Ok(())
+    })();
+    parent.finish(ending(&ran))?;
+    ran
+}
+
+/// The longest sequence of stages that `plan` shares with a variant that is done, as their number
+/// and the folder of the model they left.
+fn shared_start(plan: &RunPlan, done: &[(&RunPlan, PathBuf)]) -> Option<(usize, PathBuf)> {
+    (1..=plan.stages.len()).rev().find_map(|count| {
+        let (other, folder) = done
+            .iter()
+            .find(|(other, _)| other.stages.len() >= count && other.prefix(count) == plan.prefix(count))?;
+        let model = folder.join("models").join(&other.stages[count - 1].name);
+        model.is_dir().then_some((count, model))
+    })
+}
+
+fn variant_name(plan: &RunPlan) -> Option<String> {
+    plan.variant.as_ref().map(|it| it.name.clone())
+}
+
+fn toml_of(value: &serde_json::Value) -> Result<String, Error> {
+    resolved_toml(value).map_err(|e| Error::Data(format!("resolved configuration: {e}")))
+}
+
+fn record(experiment: &Experiment, plan: &RunPlan, options: &RunOptions) -> RunRecord {
+    let stages = plan
+        .stages
+        .iter()
+        .map(|it| StageRecord { name: it.name.clone(), kind: it.stage.kind().into(), status: None })
+        .collect();
+    let versions = [("tallow".to_string(), env!("CARGO_PKG_VERSION").to_string())];
+    RunRecord {
+        name: variant_name(plan).unwrap_or_else(|| experiment.name.clone()),
+        question: experiment.question.clone(),
+        variants: Vec::new(),
+        role: plan.variant.as_ref().map(|it| it.role),
+        note: plan.variant.as_ref().and_then(|it| it.note.clone()),
+        versions: versions.into_iter().collect(),
+        command: options.command.clone(),
+        seed: plan.seed.0,
+        device: "cpu".into(),
+        threads: options.threads,
+        started: String::new(),
+        resumed: Vec::new(),
+        ended: None,
+        status: Status::Running,
+        failure: None,
+        stages,
+    }
+}
+
+fn open(
+    path: &Path,
+    options: &RunOptions,
+    record: RunRecord,
+    toml: &str,
+) -> Result<RunFolder, Error> {
+    let opened = if options.resume {
+        RunFolder::open_to_resume(path, toml, &[])
+    } else {
+        RunFolder::create(path, record, toml)
+    };
+    opened.map_err(Error::from)
+}
+
+fn ending(ran: &Result<(), Error>) -> Ending {
+    match ran {
+        Ok(()) => Ending::Done,
+        Err(Error::Interrupted) => Ending::Interrupted,
+        Err(error) => Ending::Failed(error.to_string()),
+    }
+}
+
+/// A flag that Ctrl-C sets; a second Ctrl-C ends the process at once.
+fn watch_interrupts() -> Arc<AtomicBool> {
+    let flag = Arc::new(AtomicBool::new(false));
+    let set = Arc::clone(&flag);
+    let watched = ctrlc::set_handler(move || {
+        if set.swap(true, Ordering::Relaxed) {
+            std::process::exit(130);
+        }
+    });
+    // Another handler is there already only where an embedding program has its own.
+    drop(watched);
+    flag
+}
+
+/// What all runs of one command share.
+struct Sitting<'a> {
+    console: &'a Console,
+    options: &'a RunOptions,
+    interrupted: Arc<AtomicBool>,
+}
+
+impl Sitting<'_> {
+    fn run(
+        &self,
+        plan: &RunPlan,
+        mut folder: RunFolder,
+        shared: Option<(usize, PathBuf)>,
+    ) -> Result<(), Error> {
+        let ran = self.run_stages(plan, &mut folder, shared);
+        // The run's own error is the one to tell.
+        let noted = folder.finish(ending(&ran));
+        ran?;
+        noted?;
+        Ok(())
+    }
+
+    fn run_stages(
+        &self,
+        plan: &RunPlan,
+        folder: &mut RunFolder,
+        shared: Option<(usize, PathBuf)>,
+    ) -> Result<(), Error> {
+        let retention = Retention { keep_last: Some(KEPT_CHECKPOINTS), keep_every: None };
+        let checkpoints = Checkpoints::new(folder.checkpoints(), retention);
+        checkpoints.recover()?;
+        crate::files::recover(&folder.path().join("models"))?;
+        let names: Vec<String> = plan.stages.iter().map(|it| it.name.clone()).collect();
+        let skipped = shared.as_ref().map_or(0, |it| it.0);
+        let own = (skipped..names.len()).take_while(|it| folder.model(&names[*it]).is_dir()).count();
+        let first = skipped + own;
+        if first == names.len() {
+            return Ok(());
+        }
+        let found = checkpoints.latest_valid(&names[first])?;
+        for warning in &found.warnings {
+            self.console.line(format!("warning: {warning}"));
+        }
+        let point = ResumePoint {
+            stages: &names,
+            stage: &names[first],
+            step: found.checkpoint.as_ref().map_or(0, |it| it.step),
+        };
+        let mut tracker = if found.checkpoint.is_some() {
+            let (tracker, _) = Tracker::resume(folder.metrics(), point)?;
+            samples::trim_samples(&folder.samples(), point)?;
+            tracker
+        } else {
+            fresh_start(folder, point)?
+        };
+        tracker.add_sink(Box::new(TensorBoard::open(&folder.tensorboard())?));
+        let mut state = if own > 0 {
+            ModelState::load(&folder.model(&names[first - 1]))?
+        } else if let Some((_, model)) = &shared {
+            ModelState::load(model)?
+        } else {
+            ModelState::initial(&plan.model, &plan.folder)?
+        };
+        for (index, stage) in plan.stages.iter().enumerate().skip(first) {
+            folder.set_stage(index, Status::Running)?;
+            self.console.line(format!("stage {} ({})", stage.name, stage.stage.kind()));
+            let mut run = StageRun {
+                name: &stage.name,
+                seed: plan.seed.derive(&[hash(&stage.name)]),
+                run_seed: plan.seed,
+                model: &plan.model,
+                folder,
+                checkpoints: &checkpoints,
+                tracker: &mut tracker,
+                console: self.console,
+                threads: self.options.threads,
+                interrupted: Arc::clone(&self.interrupted),
+            };
+            state = stage.stage.run(state, &mut run)?;
+            replace_folder(&folder.model(&stage.name), |staging| state.save(staging))?;
+            folder.set_stage(index, Status::Done)?;
+        }
+        Ok(())
+    }
+}
+
+/// A tracker for a stage that begins: what an earlier try of it logged, step 0 included, goes.
+fn fresh_start(folder: &RunFolder, point: ResumePoint<'_>) -> Result<Tracker, StoreError> {
+    let before: Vec<String> =
+        point.stages.iter().take_while(|it| *it != point.stage).cloned().collect();
+    let last = before.last().cloned();
+    match last {
+        // Everything of the stages before stays.
+        Some(stage) => {
+            let point = ResumePoint { stages: point.stages, stage: &stage, step: u64::MAX };
+            let (tracker, _) = Tracker::resume(folder.metrics(), point)?;
+            samples::trim_samples(&folder.samples(), point)?;
+            Ok(tracker)
+        }
+        None => {
+            let (path, samples) = (folder.metrics(), folder.samples());
+            for stale in [&path, &samples] {
+                if stale.is_dir() {
+                    crate::files::remove_folder(stale)?;
+                } else if stale.exists() {
+                    std::fs::remove_file(stale).map_err(|e| StoreError::new("remove", stale, e))?;
+                }
+            }
+            Tracker::create(path)
+        }
+    }
+}
+
+/// What a stage may do with the run it is part of.
+pub struct StageRun<'a> {
+    name: &'a str,
+    seed: Seed,
+    run_seed: Seed,
+    model: &'a ModelSettings,
+    folder: &'a RunFolder,
+    checkpoints: &'a Checkpoints,
+    tracker: &'a mut Tracker,
+    console: &'a Console,
+    threads: usize,
+    interrupted: Arc<AtomicBool>,
+}
+
+/// A checkpoint that a stage goes on from.
+pub struct Resumed {
+    /// Steps that had been made.
+    pub step: u64,
+    /// Its folder.
+    pub path: PathBuf,
+}
+
+impl Resumed {
+    /// The stage's own state, as [`save_state`] wrote it.
+    ///
+    /// # Errors
+    /// If it cannot be read.
+    pub fn state<T: DeserializeOwned>(&self) -> Result<T, Error> {
+        let path = self.path.join(STATE_FILE);
+        let bytes = std::fs::read(&path).map_err(|e| Error::file("read", &path, e))?;
+        serde_json::from_slice(&bytes)
+            .map_err(|e| Error::Data(format!("{}: {e}", path.display())))
+    }
+}
+
+/// Writes a stage's own state into a checkpoint.
+///
+/// # Errors
+/// If the file cannot be written.
+pub fn save_state<T: Serialize>(folder: &Path, state: &T) -> Result<(), Error> {
+    let text = serde_json::to_string_pretty(state).expect("a state struct has a JSON form");
+    Ok(write_atomic(&folder.join(STATE_FILE), text)?)
+}
+
+impl StageRun<'_> {
+    /// Seed of this stage: the run's, derived by the stage's name.
+    pub fn seed(&self) -> Seed {
+        self.seed
+    }
+
+    /// Seed of the whole run.
+    pub fn run_seed(&self) -> Seed {
+        self.run_seed
+    }
+
+    /// The `[model]` table.
+    pub fn model(&self) -> &ModelSettings {
+        self.model
+    }
+
+    /// Threads to use.
+    pub fn threads(&self) -> usize {
+        self.threads
+    }
+
+    /// Set when the user pressed Ctrl-C.
+    pub fn interrupted(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.interrupted)
+    }
+
+    /// Shows a note.
+    pub fn line(&self, text: &str) {
+        self.console.line(format!("  {text}"));
+    }
+
+    /// A progress bar named for the stage.
+    pub fn bar(&self, total: u64, unit: &str) -> Bar {
+        self.console.bar(self.name, total, unit)
+    }
+
+    /// The checkpoint to go on from, if the stage was stopped after one.
+    ///
+    /// # Errors
+    /// If the checkpoints cannot be read.
+    pub fn resume(&self) -> Result<Option<Resumed>, Error> {
+        let found = self.checkpoints.latest_valid(self.name)?;
+        if let Some(it) = &found.checkpoint {
+            self.line(&format!("going on from step {}", it.step));
+        }
+        Ok(found.checkpoint.map(|it| Resumed { step: it.step, path: it.path }))
+    }
+
+    /// Writes a line of metrics.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub fn metrics(&mut self, step: u64, metrics: &Metrics) -> Result<(), Error> {
+        Ok(self.tracker.log(step, self.name, metrics)?)
+    }
+
+    /// Writes a checkpoint after step `done` of `total` if one is due every `every` steps, or if
+    /// the user interrupted, which then ends the stage.
+    ///
+    /// # Errors
+    /// [`Error::Interrupted`] once the checkpoint is safe; or what `fill` or the disk says.
+    pub fn checkpoint(
+        &mut self,
+        done: u64,
+        total: u64,
+        every: u64,
+        fill: impl FnOnce(&Path) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        let interrupted = self.interrupted.load(Ordering::Relaxed);
+        let due = every > 0 && done.is_multiple_of(every) && done < total;
+        if due || (interrupted && done < total) {
+            self.checkpoints.save(self.name, done, fill)?;
+        }
+        if interrupted { Err(Error::Interrupted) } else { Ok(()) }
+    }
+
+    /// Keeps rollouts for reading and shows some. `credit` is that of each reply, if they were
+    /// trained on.
+    ///
+    /// # Errors
+    /// If the file cannot be written.
+    pub fn samples(
+        &mut self,
+        step: u64,
+        groups: &[ScoredGroup],
+        credit: Option<&[Vec<f32>]>,
+        renderer: &crate::renderer::Renderer,
+    ) -> Result<(), Error> {
+        let mut records = Vec::new();
+        for (index, group) in groups.iter().enumerate() {
+            for (position, member) in group.members.iter().enumerate() {
+                let advantage = credit.map(|it| it[index][position]);
+                records.push(self.sample(step, group, member, advantage, renderer));
+            }
+        }
+        samples::write_samples(&self.folder.samples(), step, &records)?;
+        let shown: Vec<SampleRow> = records
+            .iter()
+            .step_by((records.len() / SHOWN_SAMPLES).max(1))
+            .take(SHOWN_SAMPLES)
+            .map(|it| SampleRow {
+                prompt: it.prompt.clone(),
+                reply: it.turns.iter().map(|turn| turn.text.as_str()).collect::<Vec<_>>().join(" ⏎ "),
+                reward: it.reward,
+                advantage: it.turns.iter().find_map(|it| it.advantages.first()).map(|it| f64::from(*it)),
+                tokens: it.reply_tokens as usize,
+            })
+            .collect();
+        self.console.line(format!("step {step}\n{}", samples_table(&shown)));
+        Ok(())
+    }
+
+    fn sample(
+        &self,
+        step: u64,
+        group: &ScoredGroup,
+        member: &ScoredTrajectory,
+        advantage: Option<f32>,
+        renderer: &crate::renderer::Renderer,
+    ) -> SampleRecord {
+        let trajectory = &member.trajectory;
+        let mut turns = Vec::new();
+        let mut replies = trajectory.turns.iter();
+        for message in &trajectory.transcript.messages[group.task.prompt.len()..] {
+            let sampled = match message.role {
+                tallow_verifiers::Role::Assistant => replies.next(),
+                _ => None,
+            };
+            let ids = sampled.map_or(&[][..], |it| &trajectory.tokens[it.range.clone()]);
+            turns.push(SampleTurn {
+                role: role_name(message.role).into(),
+                text: message.content.clone(),
+                ids: ids.to_vec(),
+                token_texts: renderer.tokenizer().token_texts(ids),
+                logprobs: sampled.map_or_else(Vec::new, |it| it.logprobs.clone()),
+                advantages: advantage.map_or_else(Vec::new, |it| vec![it; ids.len()]),
+            });
+        }
+        let id = group.task_id();
+        let prompt: Vec<&str> = group.task.prompt.iter().map(|it| it.content.as_str()).collect();
+        SampleRecord {
+            stage: self.name.to_string(),
+            step,
+            task: SampleTask {
+                split: if id.split == Split::Train { "train" } else { "test" }.into(),
+                index: id.index,
+            },
+            member: trajectory.member as u64,
+            prompt: prompt.join("\n"),
+            turns,
+            reward: Some(f64::from(member.reward)),
+            outcome: text_of(&member.verdict.outcome),
+            parts: member.verdict.parts.iter().map(|it| (it.0.clone(), f64::from(it.1))).collect(),
+            stop: text_of(&trajectory.transcript.stop),
+            reason: member.verdict.reason.clone().unwrap_or_default(),
+            reply_tokens: trajectory.sampled_tokens() as u64,
+            policy_version: *trajectory.versions.end(),
+        }
+    }
+}
+
+/// Replies in the table on the console.
+const SHOWN_SAMPLES: usize = 6;
+
+fn role_name(role: tallow_verifiers::Role) -> &'static str {
+    match role {
+        tallow_verifiers::Role::System => "system",
+        tallow_verifiers::Role::User => "user",
+        tallow_verifiers::Role::Assistant => "assistant",
+        tallow_verifiers::Role::Tool => "tool",
+    }
+}
+
+/// The serde name of a unit variant.
+fn text_of<T: Serialize>(value: &T) -> String {
+    match serde_json::to_value(value) {
+        Ok(serde_json::Value::String(text)) => text,
+        _ => String::new(),
+    }
+}
+
+/// FNV-1a of a stage's name: a stable number to derive its seed by.
+fn hash(name: &str) -> u64 {
+    name.bytes().fold(0xcbf2_9ce4_8422_2325, |state, byte| {
+        (state ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    })
+}
+
+impl From<RunFolderError> for Error {
+    fn from(error: RunFolderError) -> Self {
+        Self::Usage { problem: error.to_string(), hint: error.hint() }
+    }
+}
+
+/// TensorBoard's event files as a sink of metrics.
+struct TensorBoard {
+    writer: EventWriter,
+    path: PathBuf,
+}
+
+impl TensorBoard {
+    fn open(folder: &Path) -> Result<Self, StoreError> {
+        let writer =
+            EventWriter::create(folder).map_err(|e| StoreError::new("write", folder, e))?;
+        Ok(Self { writer, path: folder.to_path_buf() })
+    }
+}
+
+impl MetricSink for TensorBoard {
+    fn scalars(&mut self, step: u64, stage: &str, metrics: &Metrics) -> Result<(), StoreError> {
+        let names: Vec<(String, f64)> =
+            metrics.iter().map(|(name, value)| (format!("{stage}/{name}"), value)).collect();
+        let values: Vec<(&str, f64)> = names.iter().map(|it| (it.0.as_str(), it.1)).collect();
+        self.writer
+            .scalars(step, &values)
+            .and_then(|()| self.writer.flush())
+            .map_err(|e| StoreError::new("write", &self.path, e))
+    }
+}
