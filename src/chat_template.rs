@@ -65,7 +65,7 @@ impl ChatTemplate {
             self.environment.get_template("chat").map_err(|e| Error::chat_template(&e))?;
         template
             .render(context! {
-                messages => Value::from_serialize(messages),
+                messages => minijinja::value::Serde(messages),
                 add_generation_prompt => add_generation_prompt,
                 bos_token => self.bos,
                 eos_token => self.eos,
