@@ -67,8 +67,8 @@ impl ChatTemplate {
             .render(context! {
                 messages => minijinja::value::Serde(messages),
                 add_generation_prompt => add_generation_prompt,
-                bos_token => self.bos,
-                eos_token => self.eos,
+                bos_token => self.bos.as_str(),
+                eos_token => self.eos.as_str(),
             })
             .map_err(|e| Error::chat_template(&e))
     }
