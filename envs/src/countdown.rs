@@ -2,8 +2,8 @@
 //!
 //! ```text
 //! prompt   3,4,5:35?
-//! bare     =>(3+4)*5
-//! search   5+3=8,8 4|8*4=32,no|back|3+4=7,7 5|7*5=35,yes|3+4=7,7*5=35,ok=>(3+4)*5
+//! bare     =>(4+3)*5
+//! search   5+3=8,8 4|8*4=32,no|back|4+3=7,7 5|7*5=35,yes|4+3=7,7*5=35,ok=>(4+3)*5
 //! ```
 //!
 //! `search` is a depth-first search as one writes it down: each entry does one operation and lists
@@ -218,14 +218,8 @@ impl Search<'_> {
     }
 }
 
-impl Puzzle for Countdown {
-    type Question = Numbers;
-
-    fn name(&self) -> &'static str {
-        CountdownConfig::NAME
-    }
-
-    fn candidate(&self, rng: &mut ChaCha8Rng) -> Numbers {
+impl Countdown {
+    fn any_question(&self, rng: &mut ChaCha8Rng) -> Numbers {
         let numbers: Vec<u64> = (0..self.config.numbers)
             .map(|_| rng.random_range(1..=self.config.largest_number))
             .collect();
@@ -239,6 +233,27 @@ impl Puzzle for Countdown {
                 .expect("unequal numbers can be subtracted and equal ones divided");
         }
         Numbers { numbers, target: at_hand[0].value, solution }
+    }
+}
+
+impl Puzzle for Countdown {
+    type Question = Numbers;
+
+    fn name(&self) -> &'static str {
+        CountdownConfig::NAME
+    }
+
+    fn candidate(&self, rng: &mut ChaCha8Rng) -> Numbers {
+        /// A target that is itself given asks for no arithmetic; so many redraws avoid nearly all.
+        const REDRAWS: u32 = 16;
+        let mut question = self.any_question(rng);
+        for _ in 0..REDRAWS {
+            if !question.numbers.contains(&question.target) {
+                break;
+            }
+            question = self.any_question(rng);
+        }
+        question
     }
 
     fn prompt(&self, question: &Numbers) -> String {

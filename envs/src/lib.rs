@@ -15,12 +15,15 @@ pub mod task;
 pub mod error;
 pub mod registry;
 
+pub mod contract;
+
 pub mod procedural;
 
 pub mod arithmetic;
 pub mod calculator;
 pub mod countdown;
 pub mod digit_sum;
+pub mod jsonl;
 pub mod letter_count;
 pub mod multiplication;
 pub mod parity;
@@ -40,7 +43,12 @@ pub const BUILTIN: &[EnvEntry] = &[
     EnvEntry::of::<calculator::CalculatorConfig>(),
     EnvEntry::of::<countdown::CountdownConfig>(),
     EnvEntry::of::<digit_sum::DigitSumConfig>(),
+    EnvEntry::of::<jsonl::JsonlConfig>(),
     EnvEntry::of::<letter_count::LetterCountConfig>(),
     EnvEntry::of::<multiplication::MultiplicationConfig>(),
     EnvEntry::of::<parity::ParityConfig>(),
 ];
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

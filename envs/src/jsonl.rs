@@ -1,0 +1,584 @@
+//! Tasks from a file of JSON objects, one a line, by mapping its fields.
+//!
+//! GSM8K, for instance, needs `path`, `answer_after = "####"` and `reply = "answer"`: the worked
+//! solution is a reply in the style `reference`, and what follows its last `####` is the answer.
+//!
+//! Files may be compressed with gzip or zstd, which is told by their first bytes, not their names.
+//! Without a `test_path`, an eighth of the prompts is held out by hash, so that equal prompts always
+//! share a split. With one, training lines whose prompt is also tested are dropped and counted. The
+//! file's SHA-256 and the counts are the environment's provenance.
+
+use std::{
+    collections::HashSet,
+    io::Read,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+use sha2::{Digest, Sha256};
+use tallow_verifiers::{ConfigFault, Message, Reference, ReferenceKind, config_fault::nearest};
+
+use crate::{
+    environment::Environment,
+    error::EnvError,
+    procedural::split_of,
+    registry::{BuildContext, EnvConfig},
+    task::{Seed, Split, Task, TaskId},
+};
+
+/// Options of the `jsonl` environment.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct JsonlConfig {
+    /// The file to train on; required.
+    pub path: String,
+    /// The file to test on; unset, an eighth of `path` is held out by hash.
+    pub test_path: Option<String>,
+    /// What the user message says: the name of a field, or a template such as
+    /// `"{question} Think first."`, where `{{` and `}}` stand for braces.
+    pub prompt: String,
+    /// A system message before every prompt.
+    pub system: Option<String>,
+    /// The field that holds the answer.
+    pub answer: String,
+    /// Only what follows the last occurrence of this marker in the answer field is the answer; a
+    /// line without it is an error.
+    pub answer_after: Option<String>,
+    /// A field that holds a whole right reply, for the style `reference`.
+    pub reply: Option<String>,
+    /// Which verifier judges by default. Both look after `answer_after`, if that is set.
+    pub judge: Judge,
+}
+
+/// Who judges the tasks of a file by default.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Judge {
+    /// Answers are numbers.
+    #[default]
+    Numeric,
+    /// Answers are text.
+    Exact,
+}
+
+impl Default for JsonlConfig {
+    fn default() -> Self {
+        Self {
+            path: String::new(),
+            test_path: None,
+            prompt: "question".to_owned(),
+            system: None,
+            answer: "answer".to_owned(),
+            answer_after: None,
+            reply: None,
+            judge: Judge::Numeric,
+        }
+    }
+}
+
+impl EnvConfig for JsonlConfig {
+    const NAME: &'static str = "jsonl";
+    const SUMMARY: &'static str = "tasks from a file of JSON lines, by field mapping";
+
+    fn build(&self, context: &BuildContext) -> Result<Arc<dyn Environment>, ConfigFault> {
+        let template = Template::parse(&self.prompt)?;
+        if self.answer_after.as_deref() == Some("") {
+            return Err(ConfigFault::new("answer_after", "the marker is empty")
+                .found("\"\"")
+                .expected("at least one character"));
+        }
+        let source = Source::read("path", &self.path, context)?;
+        let rows = self.rows(&source, &template)?;
+        let mut provenance = json!({ "path": self.path, "sha256": source.sha256 });
+
+        let (train, test) = match &self.test_path {
+            None => rows
+                .into_iter()
+                .partition::<Vec<Row>, _>(|row| split_of(Self::NAME, &row.prompt) == Split::Train),
+            Some(test_path) => {
+                let source = Source::read("test_path", test_path, context)?;
+                let test = self.rows(&source, &template)?;
+                let tested: HashSet<&str> = test.iter().map(|row| row.prompt.as_str()).collect();
+                let lines = rows.len();
+                let train: Vec<Row> =
+                    rows.into_iter().filter(|row| !tested.contains(row.prompt.as_str())).collect();
+                provenance["test_path"] = json!(test_path);
+                provenance["test_sha256"] = json!(source.sha256);
+                provenance["dropped_because_tested"] = json!(lines - train.len());
+                (train, test)
+            }
+        };
+        if train.is_empty() {
+            return Err(ConfigFault::new("path", "no task is left to train on")
+                .found(format!("{} to test on", test.len()))
+                .expected("at least one line that is not held out"));
+        }
+        provenance["train_tasks"] = json!(train.len());
+        provenance["test_tasks"] = json!(test.len());
+        Ok(Arc::new(Jsonl { config: self.clone(), train, test, provenance }))
+    }
+}
+
+impl JsonlConfig {
+    /// Reads every line of a file that is not blank.
+    fn rows(&self, source: &Source, template: &Template) -> Result<Vec<Row>, ConfigFault> {
+        let mut rows = Vec::new();
+        // Windows tools write a mark before the first line, which is no JSON.
+        let bytes = source.bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&source.bytes);
+        for (at, bytes) in bytes.split(|&byte| byte == b'\n').enumerate() {
+            if bytes.iter().all(u8::is_ascii_whitespace) {
+                continue;
+            }
+            let line = Line { source, number: at + 1 };
+            let object: Map<String, Value> = serde_json::from_slice(bytes)
+                .map_err(|error| line.fault(source.key, format!("not a JSON object: {error}")))?;
+            rows.push(self.row(&object, line, template)?);
+        }
+        if rows.is_empty() {
+            return Err(ConfigFault::new(source.key, format!("{}: no lines", source.name))
+                .expected("one JSON object a line"));
+        }
+        Ok(rows)
+    }
+
+    fn row(
+        &self,
+        object: &Map<String, Value>,
+        line: Line<'_>,
+        template: &Template,
+    ) -> Result<Row, ConfigFault> {
+        let field = line.field(object, "answer", &self.answer)?;
+        let answer = match &self.answer_after {
+            None => field,
+            Some(marker) => match field.rfind(marker) {
+                Some(at) => field[at + marker.len()..].to_owned(),
+                None => {
+                    let problem = format!("no {marker:?} in the field `{}`", self.answer);
+                    return Err(line.fault("answer_after", problem));
+                }
+            },
+        };
+        let reply = match &self.reply {
+            None => None,
+            Some(name) => Some(line.field(object, "reply", name)?),
+        };
+        let mut prompt = String::new();
+        for piece in &template.pieces {
+            match piece {
+                Piece::Text(text) => prompt += text,
+                Piece::Field(name) => prompt += &line.field(object, "prompt", name)?,
+            }
+        }
+        Ok(Row { line: line.number, prompt, answer: answer.trim().to_owned(), reply })
+    }
+}
+
+/// A file, read whole and decompressed.
+struct Source {
+    /// The option that named it.
+    key: &'static str,
+    /// The path as the option gave it, for errors.
+    name: String,
+    bytes: Vec<u8>,
+    /// Of the file as it lies on disk, in hexadecimal.
+    sha256: String,
+}
+
+impl Source {
+    fn read(key: &'static str, written: &str, context: &BuildContext) -> Result<Self, ConfigFault> {
+        if written.is_empty() {
+            return Err(ConfigFault::new(key, "no file is named")
+                .found("\"\"")
+                .expected("the path of a file of JSON lines"));
+        }
+        let path = resolved(written, &context.folder);
+        let raw = std::fs::read(&path).map_err(|error| {
+            let fault = ConfigFault::new(key, format!("cannot read the file: {error}"))
+                .found(format!("{written:?}"));
+            match Path::new(written).is_relative() {
+                true => fault.hint(format!(
+                    "relative paths are looked up from {} and then from the current folder",
+                    context.folder.display()
+                )),
+                false => fault,
+            }
+        })?;
+        let sha256 = Sha256::digest(&raw).iter().map(|byte| format!("{byte:02x}")).collect();
+        let bytes = decompressed(raw).map_err(|error| {
+            ConfigFault::new(key, format!("{written}: cannot be decompressed: {error}"))
+        })?;
+        Ok(Self { key, name: written.to_owned(), bytes, sha256 })
+    }
+}
+
+/// The file under `folder` if there is one, else the path as written.
+fn resolved(written: &str, folder: &Path) -> PathBuf {
+    let below = folder.join(written);
+    if below.exists() { below } else { PathBuf::from(written) }
+}
+
+/// Undoes gzip (RFC 1952) or zstd (RFC 8878), told by their magic numbers.
+fn decompressed(raw: Vec<u8>) -> std::io::Result<Vec<u8>> {
+    const GZIP: &[u8] = &[0x1f, 0x8b];
+    const ZSTD: &[u8] = &[0x28, 0xb5, 0x2f, 0xfd];
+    if raw.starts_with(GZIP) {
+        let mut bytes = Vec::new();
+        flate2::read::MultiGzDecoder::new(raw.as_slice()).read_to_end(&mut bytes)?;
+        Ok(bytes)
+    } else if raw.starts_with(ZSTD) {
+        zstd::decode_all(raw.as_slice())
+    } else {
+        Ok(raw)
+    }
+}
+
+/// A place in a file.
+#[derive(Clone, Copy)]
+struct Line<'a> {
+    source: &'a Source,
+    number: usize,
+}
+
+impl Line<'_> {
+    fn fault(self, key: &str, problem: impl std::fmt::Display) -> ConfigFault {
+        ConfigFault::new(key, format!("{}:{}: {problem}", self.source.name, self.number))
+    }
+
+    /// The field's text; numbers and truth values are written out.
+    fn field(
+        self,
+        object: &Map<String, Value>,
+        key: &str,
+        name: &str,
+    ) -> Result<String, ConfigFault> {
+        match object.get(name) {
+            Some(Value::String(text)) => Ok(text.clone()),
+            Some(value @ (Value::Number(_) | Value::Bool(_))) => Ok(value.to_string()),
+            Some(other) => Err(self
+                .fault(key, format!("the field `{name}` holds no text"))
+                .found(match other {
+                    Value::Array(_) => "an array",
+                    Value::Object(_) => "an object",
+                    _ => "null",
+                })
+                .expected("a string, a number or a truth value")),
+            None => {
+                let known: Vec<&str> = object.keys().map(String::as_str).collect();
+                let mut fault = self
+                    .fault(key, format!("there is no field `{name}`"))
+                    .expected(format!("one of the fields `{}`", known.join("`, `")));
+                fault.hint = nearest(name, &known).map(|near| format!("did you mean `{near}`?"));
+                Err(fault)
+            }
+        }
+    }
+}
+
+/// How a prompt is made of fields.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Template {
+    pieces: Vec<Piece>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Piece {
+    Text(String),
+    Field(String),
+}
+
+impl Template {
+    /// Text without braces is the name of one field.
+    fn parse(written: &str) -> Result<Self, ConfigFault> {
+        let fault = |problem: &str| {
+            ConfigFault::new("prompt", problem)
+                .found(format!("{written:?}"))
+                .expected("the name of a field, or a template such as \"{question} Think first.\"")
+        };
+        if written.is_empty() {
+            return Err(fault("the prompt is empty"));
+        }
+        if !written.contains(['{', '}']) {
+            return Ok(Self { pieces: vec![Piece::Field(written.to_owned())] });
+        }
+        let mut pieces = Vec::new();
+        let mut text = String::new();
+        let mut rest = written;
+        while let Some(next) = rest.chars().next() {
+            if let Some(after) = rest.strip_prefix("{{") {
+                text.push('{');
+                rest = after;
+            } else if let Some(after) = rest.strip_prefix("}}") {
+                text.push('}');
+                rest = after;
+            } else if let Some(after) = rest.strip_prefix('{') {
+                let (name, after) = after
+                    .split_once('}')
+                    .ok_or_else(|| fault("a brace in the template is never closed"))?;
+                if name.is_empty() || name.contains('{') {
+                    return Err(fault("a brace in the template holds no field's name"));
+                }
+                if !text.is_empty() {
+                    pieces.push(Piece::Text(std::mem::take(&mut text)));
+                }
+                pieces.push(Piece::Field(name.to_owned()));
+                rest = after;
+            } else if next == '}' {
+                return Err(fault("a brace in the template is never opened")
+                    .hint("write `}}` for a brace of the text"));
+            } else {
+                text.push(next);
+                rest = &rest[next.len_utf8()..];
+            }
+        }
+        if !text.is_empty() {
+            pieces.push(Piece::Text(text));
+        }
+        if !pieces.iter().any(|piece| matches!(piece, Piece::Field(_))) {
+            return Err(fault("the template names no field, so all prompts would be the same"));
+        }
+        Ok(Self { pieces })
+    }
+}
+
+/// One task.
+#[derive(Clone, Debug)]
+struct Row {
+    /// From 1, as editors count.
+    line: usize,
+    prompt: String,
+    answer: String,
+    reply: Option<String>,
+}
+
+struct Jsonl {
+    config: JsonlConfig,
+    train: Vec<Row>,
+    test: Vec<Row>,
+    provenance: Value,
+}
+
+impl Jsonl {
+    fn rows(&self, split: Split) -> &[Row] {
+        match split {
+            Split::Train => &self.train,
+            Split::Test => &self.test,
+        }
+    }
+}
+
+impl Environment for Jsonl {
+    fn name(&self) -> &str {
+        JsonlConfig::NAME
+    }
+
+    fn len(&self, split: Split) -> u64 {
+        self.rows(split).len() as u64
+    }
+
+    fn task(&self, split: Split, index: u64) -> Result<Task, EnvError> {
+        let rows = self.rows(split);
+        let row =
+            usize::try_from(index).ok().and_then(|index| rows.get(index)).ok_or_else(|| {
+                EnvError::NoSuchTask {
+                    environment: JsonlConfig::NAME.to_owned(),
+                    split,
+                    index,
+                    len: rows.len() as u64,
+                }
+            })?;
+        let mut prompt: Vec<Message> = self.config.system.iter().map(Message::system).collect();
+        prompt.push(Message::user(&row.prompt));
+        Ok(Task {
+            id: TaskId { split, index },
+            prompt,
+            reference: Reference::Answer(row.answer.clone()),
+            notes: json!({ "line": row.line, "answer": row.answer, "reply": row.reply }),
+        })
+    }
+
+    fn reference_kind(&self) -> ReferenceKind {
+        ReferenceKind::Answer
+    }
+
+    fn default_verifier(&self) -> (&'static str, Value) {
+        let name = match self.config.judge {
+            Judge::Numeric => "numeric",
+            Judge::Exact => "exact",
+        };
+        match &self.config.answer_after {
+            Some(marker) => (name, json!({ "after": marker })),
+            None => (name, json!({})),
+        }
+    }
+
+    fn reply_styles(&self) -> &'static [&'static str] {
+        if self.config.reply.is_some() { &["reference", "bare"] } else { &["bare"] }
+    }
+
+    fn reply(&self, task: &Task, style: &str, _seed: Seed) -> Option<String> {
+        match style {
+            "reference" => Some(task.notes.get("reply")?.as_str()?.to_owned()),
+            "bare" => {
+                let answer = task.notes.get("answer")?.as_str()?;
+                Some(match &self.config.answer_after {
+                    Some(marker) => format!("{marker} {answer}"),
+                    None => answer.to_owned(),
+                })
+            }
+            _ => None,
+        }
+    }
+
+    fn provenance(&self) -> Option<Value> {
+        Some(self.provenance.clone())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    const THREE: &str = r#"{"question": "1+1", "answer": "two is\n#### 2", "level": 1}
+{"question": "2+2", "answer": "four is\n#### 4", "level": 2}
+
+{"question": "3+3", "answer": "six is\n#### 6", "level": 3}
+"#;
+
+    /// Builds from files `train.jsonl` and `test.jsonl` in a fresh folder.
+    fn built(
+        train: &[u8],
+        test: Option<&[u8]>,
+        mut options: Value,
+    ) -> Result<Arc<dyn Environment>, ConfigFault> {
+        let folder = tempfile::tempdir().expect("a folder for the test");
+        std::fs::write(folder.path().join("train.jsonl"), train).expect("a file for the test");
+        options["path"] = json!("train.jsonl");
+        if let Some(test) = test {
+            std::fs::write(folder.path().join("test.jsonl"), test).expect("a file for the test");
+            options["test_path"] = json!("test.jsonl");
+        }
+        let context = BuildContext { folder: folder.path().to_owned(), seed: Seed(0) };
+        crate::Environments::builtin().build("jsonl", options, &context)
+    }
+
+    #[track_caller]
+    fn check_fault(train: &str, options: Value, key: &str, problem: &str) {
+        let fault = built(train.as_bytes(), None, options).err().expect("the build is refused");
+        assert_eq!((fault.key.as_str(), fault.problem.as_str()), (key, problem));
+    }
+
+    fn prompts(environment: &dyn Environment) -> Vec<String> {
+        (0..environment.len(Split::Train))
+            .map(|it| environment.task(Split::Train, it).expect("a task").prompt[0].content.clone())
+            .collect()
+    }
+
+    #[test]
+    fn fields_become_prompt_answer_and_reply() {
+        let test = br#"{"question": "9+9", "answer": "So #### 18", "level": 3}"#;
+        let options = json!({
+            "prompt": "{question} {{level {level}}}",
+            "system": "Add.",
+            "answer_after": "####",
+            "reply": "answer",
+        });
+        let environment = built(THREE.as_bytes(), Some(test), options).expect("the file is sound");
+        assert_eq!(environment.len(Split::Train), 3);
+        let task = environment.task(Split::Train, 2).expect("the third task");
+        assert_eq!(task.prompt, [Message::system("Add."), Message::user("3+3 {level 3}")]);
+        assert_eq!(task.reference, Reference::Answer("6".to_owned()));
+        assert_eq!(task.notes["line"], 4);
+        assert_eq!(environment.gold_reply(&task).as_deref(), Some("six is\n#### 6"));
+        assert_eq!(environment.reply(&task, "bare", Seed(0)).as_deref(), Some("#### 6"));
+    }
+
+    #[test]
+    fn compressed_files_read_like_plain_ones_and_have_their_own_hash() {
+        let plain = THREE.as_bytes();
+        let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        gzip.write_all(plain).expect("in memory");
+        let gzip = gzip.finish().expect("in memory");
+        let zstd = zstd::encode_all(plain, 1).expect("in memory");
+        let open = |bytes: &[u8]| built(bytes, None, json!({})).expect("the file is sound");
+        let hash =
+            |it: &dyn Environment| it.provenance().expect("a file has a hash")["sha256"].clone();
+
+        let plain = open(plain);
+        for packed in [open(&gzip), open(&zstd)] {
+            assert_eq!(prompts(packed.as_ref()), prompts(plain.as_ref()));
+            assert_ne!(hash(packed.as_ref()), hash(plain.as_ref()));
+        }
+    }
+
+    #[test]
+    fn a_cut_off_archive_is_refused() {
+        let fault = built(&[0x1f, 0x8b, 8], None, json!({})).err().expect("cut off");
+        assert!(fault.problem.contains("cannot be decompressed"), "{fault}");
+    }
+
+    #[test]
+    fn training_lines_that_are_tested_are_dropped_and_counted() {
+        let test = br#"{"question": "2+2", "answer": "4"}"#;
+        let environment = built(THREE.as_bytes(), Some(test), json!({})).expect("sound");
+        assert_eq!(prompts(environment.as_ref()), ["1+1", "3+3"]);
+        let provenance = environment.provenance().expect("a file has a provenance");
+        assert_eq!(provenance["dropped_because_tested"], 1);
+    }
+
+    #[test]
+    fn faults_name_the_file_and_the_line() {
+        let second = |line: &str| format!("{{\"question\": \"q\", \"answer\": 1}}\n{line}\n");
+        check_fault(
+            &second("[1]"),
+            json!({}),
+            "path",
+            "train.jsonl:2: not a JSON object: invalid type: sequence, expected a map \
+             at line 1 column 0",
+        );
+        check_fault(
+            &second(r#"{"question": "q", "answer": null}"#),
+            json!({}),
+            "answer",
+            "train.jsonl:2: the field `answer` holds no text",
+        );
+        check_fault(
+            &second("{}"),
+            json!({"answer_after": "####"}),
+            "answer_after",
+            "train.jsonl:1: no \"####\" in the field `answer`",
+        );
+        check_fault("\n \n", json!({}), "path", "train.jsonl: no lines");
+    }
+
+    #[test]
+    fn a_missing_field_lists_those_there_are_and_the_nearest() {
+        let fault = built(THREE.as_bytes(), None, json!({"prompt": "questoin"}))
+            .err()
+            .expect("there is no such field");
+        assert_eq!(
+            fault.to_string(),
+            "`prompt`: train.jsonl:1: there is no field `questoin`, expected one of the fields \
+             `question`, `answer`, `level` (hint: did you mean `question`?)"
+        );
+    }
+
+    #[test]
+    fn a_file_that_is_not_there_says_where_it_was_sought() {
+        let context = BuildContext { folder: PathBuf::from("nowhere"), seed: Seed(0) };
+        let config = JsonlConfig { path: "absent.jsonl".to_owned(), ..Default::default() };
+        let fault = config.build(&context).err().expect("there is no such file");
+        assert_eq!(fault.key, "path");
+        assert!(fault.hint.expect("a hint").contains("nowhere"));
+    }
+
+    #[test]
+    fn templates_are_checked_before_any_file_is_read() {
+        for template in ["", "{question", "question}", "{}", "{{no field}}"] {
+            assert_eq!(Template::parse(template).expect_err("refused").key, "prompt", "{template}");
+        }
+    }
+}
