@@ -4,7 +4,7 @@
 use std::hint::black_box;
 
 use candle_core::{Device, Tensor, Var};
-use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use criterion::{Criterion, Throughput, criterion_group};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use tallow_policies::ops::{ALL, Batch, Forward, Heads};
@@ -114,4 +114,9 @@ fn sampling_step(criterion: &mut Criterion) {
 }
 
 criterion_group!(benches, training_step, sampling_step, operations);
-criterion_main!(benches);
+
+fn main() {
+    tallow_policies::prepare_process();
+    benches();
+    Criterion::default().configure_from_args().final_summary();
+}

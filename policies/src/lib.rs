@@ -10,6 +10,8 @@
 //! of the residual stream), `heads`, `kv_heads`, `head_dim`, `intermediate` (width of the
 //! feed-forward block), `vocab`, `layers`, `slots` (rows of the key-value cache).
 
+#![deny(unsafe_code)]
+
 mod checkpoint;
 pub mod contract;
 mod decoder;
@@ -20,6 +22,7 @@ pub mod models;
 pub mod ops;
 pub mod optimizer;
 mod parameters;
+mod process;
 
 pub use decoder::{CacheSpan, Decoder, TokenScores};
 pub use error::PolicyError;
@@ -29,6 +32,7 @@ pub use optimizer::{
     AdamW, AdamWConfig, DecayTargets, GradientSet, Schedule, ScheduleShape, StepReport,
 };
 pub use parameters::{InitOptions, Parameters};
+pub use process::prepare_process;
 
 /// The index of a vocabulary entry.
 pub type TokenId = u32;
