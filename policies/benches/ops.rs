@@ -1,6 +1,8 @@
 //! Each fused operation against its composed reference, forward and backward, and whole
 //! training and sampling steps of a small policy.
 
+#![expect(clippy::unwrap_used, reason = "what a test or bench prepares must succeed")]
+
 use std::hint::black_box;
 
 use candle_core::{Device, Tensor, Var};

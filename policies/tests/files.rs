@@ -1,5 +1,7 @@
 //! Weights and optimizer state on disk: round trips, shards, and damage named for what it is.
 
+#![expect(clippy::unwrap_used, reason = "what a test or bench prepares must succeed")]
+
 use std::collections::HashMap;
 use std::path::Path;
 

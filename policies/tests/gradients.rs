@@ -1,5 +1,7 @@
 //! The contract of every built-in family, and the slope of every single parameter element.
 
+#![expect(clippy::unwrap_used, reason = "what a test or bench prepares must succeed")]
+
 use candle_core::Tensor;
 use tallow_policies::contract::{check_decoder, tiny_decoder};
 use tallow_policies::{Decoder, GradientSet, PolicyError, TokenId, models};
