@@ -96,7 +96,7 @@ fn half_precision_shards_are_read_and_widened() {
     let mut names: Vec<String> = Vec::new();
     let mut shards = [HashMap::new(), HashMap::new()];
     for (name, tensor) in tensors(folder.path()) {
-        let dtype = if names.len() % 2 == 0 { DType::BF16 } else { DType::F16 };
+        let dtype = if names.len().is_multiple_of(2) { DType::BF16 } else { DType::F16 };
         shards[names.len() % 2].insert(name.clone(), tensor.to_dtype(dtype).unwrap());
         names.push(name);
     }

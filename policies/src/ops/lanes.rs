@@ -59,9 +59,13 @@ pub(crate) fn exponentiate(values: &mut [f32], shift: f32) -> f32 {
             sums[lane] += row[lane];
         }
     }
-    for (sum, value) in sums.iter_mut().zip(rest) {
-        *value = exp(*value - shift);
-        *sum += *value;
+    // The rest goes through one more full row: in a short row of scores it is most of the work.
+    let mut last = [shift; LANES];
+    last[..rest.len()].copy_from_slice(rest);
+    last.iter_mut().for_each(|value| *value = exp(*value - shift));
+    for (sum, (value, &e)) in sums.iter_mut().zip(rest.iter_mut().zip(&last)) {
+        *value = e;
+        *sum += e;
     }
     folded(sums)
 }
