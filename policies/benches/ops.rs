@@ -1,10 +1,12 @@
 //! Each fused operation against its composed reference, forward and backward, and whole
 //! training and sampling steps of a small policy.
 
+#![expect(clippy::unwrap_used, reason = "what a test or bench prepares must succeed")]
+
 use std::hint::black_box;
 
 use candle_core::{Device, Tensor, Var};
-use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use criterion::{Criterion, Throughput, criterion_group};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use tallow_policies::ops::{ALL, Batch, Forward, Heads};
@@ -114,4 +116,9 @@ fn sampling_step(criterion: &mut Criterion) {
 }
 
 criterion_group!(benches, training_step, sampling_step, operations);
-criterion_main!(benches);
+
+fn main() {
+    tallow_policies::prepare_process();
+    benches();
+    Criterion::default().configure_from_args().final_summary();
+}

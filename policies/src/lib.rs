@@ -10,6 +10,8 @@
 //! of the residual stream), `heads`, `kv_heads`, `head_dim`, `intermediate` (width of the
 //! feed-forward block), `vocab`, `layers`, `slots` (rows of the key-value cache).
 
+#![deny(unsafe_code)]
+
 mod checkpoint;
 pub mod contract;
 mod decoder;
@@ -23,6 +25,7 @@ pub mod optimizer;
 mod parameters;
 pub mod sampling;
 pub mod tokenizer;
+mod process;
 
 pub use decoder::{CacheSpan, Decoder, TokenScores};
 pub use engine::Engine;
@@ -35,6 +38,7 @@ pub use optimizer::{
 pub use parameters::{InitOptions, Parameters};
 pub use sampling::{Completion, FinishReason, PolicyVersion, Request, SamplingParams};
 pub use tokenizer::Tokenizer;
+pub use process::prepare_process;
 
 /// The index of a vocabulary entry.
 pub type TokenId = u32;

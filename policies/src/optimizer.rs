@@ -495,3 +495,34 @@ fn chunk_sum_of_squares(values: &[f32]) -> f64 {
     }
     sums.iter().sum()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn schedules_climb_then_fall_to_the_final_fraction() {
+        let schedule = |shape| Schedule { shape, warmup_steps: 4, final_fraction: 0.1 };
+        for shape in [ScheduleShape::Linear, ScheduleShape::Cosine] {
+            let factors: Vec<f64> = (0..25).map(|step| schedule(shape).factor(step, 25)).collect();
+            assert!((factors[0] - 0.2).abs() < 1e-12);
+            assert!((factors[4] - 1.0).abs() < 1e-12);
+            assert!((factors[14] - 0.55).abs() < 1e-12, "{}", factors[14]);
+            assert!((factors[24] - 0.1).abs() < 1e-12);
+            assert!(factors[4..].is_sorted_by(|a, b| a > b));
+        }
+        assert_eq!(schedule(ScheduleShape::Constant).factor(20, 25), 1.0);
+    }
+
+    #[test]
+    fn a_run_of_one_step_takes_it_at_the_full_rate() {
+        let schedule = Schedule { shape: ScheduleShape::Cosine, ..Schedule::default() };
+        assert_eq!(schedule.factor(0, 1), 1.0);
+    }
+
+    #[test]
+    fn unknown_settings_are_refused() {
+        assert!(serde_json::from_str::<AdamWConfig>(r#"{"beta3": 0.9}"#).is_err());
+        assert!(serde_json::from_str::<Schedule>(r#"{"shape": "cosine", "warmup": 1}"#).is_err());
+    }
+}

@@ -1,6 +1,8 @@
 //! Every fused operation against its composed reference and against finite differences,
 //! forward and backward, over ragged shapes.
 
+#![expect(clippy::unwrap_used, reason = "what a test or bench prepares must succeed")]
+
 use candle_core::{Device, Tensor, Var};
 use rand::{Rng, RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;

@@ -1,5 +1,7 @@
 //! The decoder against torch and transformers on three tiny models (see fixtures/README.md).
 
+#![expect(clippy::unwrap_used, reason = "what a test or bench prepares must succeed")]
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 

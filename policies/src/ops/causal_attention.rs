@@ -192,7 +192,7 @@ impl CausalAttention {
 }
 
 /// Splits consecutive regions of the given sizes off a slice.
-fn split<'a>(mut rest: &'a mut [f32], sizes: impl Iterator<Item = usize>) -> Vec<&'a mut [f32]> {
+fn split(mut rest: &mut [f32], sizes: impl Iterator<Item = usize>) -> Vec<&mut [f32]> {
     sizes
         .map(|size| {
             let (region, later) = std::mem::take(&mut rest).split_at_mut(size);
@@ -253,7 +253,7 @@ impl CustomOp3 for CausalAttention {
         let (q_shape, kv_shape) = (q.shape(), k.shape());
         let (q, k, v) = (Values::of(q)?, Values::of(k)?, Values::of(v)?);
         let (out, g) = (Values::of(out)?, Values::of(&g)?);
-        let (q, k, v, out, g): (&[f32], &[f32], &[f32], &[f32], &[f32]) = (&q, &k, &v, &out, &g);
+        let [q, k, v, out, g] = [&*q, &*k, &*v, &*out, &*g];
         let heads = self.heads;
         let Heads { head_dim, kv_heads, .. } = heads;
         let (group, query_width, kv_width) = (heads.group(), heads.query_width(), heads.kv_width());

@@ -59,9 +59,13 @@ pub(crate) fn exponentiate(values: &mut [f32], shift: f32) -> f32 {
             sums[lane] += row[lane];
         }
     }
-    for (sum, value) in sums.iter_mut().zip(rest) {
-        *value = exp(*value - shift);
-        *sum += *value;
+    // The rest goes through one more full row: in a short row of scores it is most of the work.
+    let mut last = [shift; LANES];
+    last[..rest.len()].copy_from_slice(rest);
+    last.iter_mut().for_each(|value| *value = exp(*value - shift));
+    for (sum, (value, &e)) in sums.iter_mut().zip(rest.iter_mut().zip(&last)) {
+        *value = e;
+        *sum += e;
     }
     folded(sums)
 }
@@ -99,7 +103,7 @@ pub(crate) fn exp(x: f32) -> f32 {
     p = p * r + 8.333_452e-3;
     p = p * r + 4.166_579_6e-2;
     p = p * r + 1.666_666_5e-1;
-    p = p * r + 5.000_000_1e-1;
+    p = p * r + 0.5;
     let exp_r = p * r * r + r + 1.0;
     // 2^n, by writing n into the exponent.
     let exponent = shifted.to_bits().wrapping_sub(ROUNDER.to_bits()).wrapping_add(127);
