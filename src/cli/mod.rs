@@ -91,6 +91,8 @@ struct ReportArgs {
 
 /// Parses the process's arguments, runs the verb with what `registry` holds, prints errors.
 pub fn main(registry: Registry) -> ExitCode {
+    // Before any other thread and the first tensor.
+    tallow_policies::prepare_process();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
