@@ -10,7 +10,7 @@
 //! hidden = norm(x);  logits = hidden Wheadᵀ
 //! ```
 //!
-//! Learning and sampling run the same [`forward`](Decoder::hidden) over packed rows; they
+//! Learning and sampling run the same `forward` over packed rows; they
 //! differ in one closure, which says where attention finds its keys and values.
 
 use std::path::Path;

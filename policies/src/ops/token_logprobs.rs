@@ -13,7 +13,7 @@
 //! dz_t = g_t (e_target - p_t) / temperature        dhidden = dz w        dw = dzᵀ hidden
 //! ```
 //!
-//! Rows are taken in chunks, so that at most [`CHUNK_LOGITS`] logits exist at once; the
+//! Rows are taken in chunks, so that at most `CHUNK_LOGITS` logits exist at once; the
 //! backward pass computes them anew from the kept logsumexp.
 
 use std::sync::{Arc, Mutex, PoisonError};
