@@ -352,19 +352,14 @@ impl<B: DrawingBackend> Canvas<'_, B> {
         self.root.draw_text(&printable(text), &style, self.scaled(at))
     }
 
-    fn text_width(
-        &self,
-        text: &str,
-        size: i32,
-    ) -> Result<i32, DrawingAreaErrorKind<B::ErrorType>> {
-        let (width, _) =
-            self.root.estimate_text_size(&printable(text), &self.style(size, &INK))?;
+    fn text_width(&self, text: &str, size: i32) -> Result<i32, DrawingAreaErrorKind<B::ErrorType>> {
+        let (width, _) = self.root.estimate_text_size(&printable(text), &self.style(size, &INK))?;
         Ok(width as i32 / self.scale)
     }
 
     fn style(&self, size: i32, colour: &RGBColor) -> TextStyle<'static> {
         let font = FontDesc::from((FONT_NAME, f64::from(size * self.scale)));
-        TextStyle::from(font).color(colour)
+        TextStyle { font, color: colour.to_backend_color(), pos: Pos::new(HPos::Left, VPos::Top) }
     }
 
     fn scaled(&self, (x, y): (i32, i32)) -> (i32, i32) {
@@ -470,8 +465,8 @@ fn distinct<'a>(names: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
 }
 
 fn range(values: impl Iterator<Item = f64>) -> (f64, f64) {
-    let bounds = values
-        .fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), v| (low.min(v), high.max(v)));
+    let bounds =
+        values.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), v| (low.min(v), high.max(v)));
     if bounds.0 <= bounds.1 { bounds } else { (0.0, 1.0) }
 }
 

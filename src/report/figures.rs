@@ -188,7 +188,8 @@ pub(super) fn charts(variants: &[Variant]) -> Vec<Chart> {
     let phrases = ("phrase/", "_share", "phrases", "Phrases", "share of replies");
     let parts = ("part/", "", "reward_parts", "Parts of the reward", "mean value");
     for names in [phrases, parts] {
-        charts.extend(variants.iter().filter_map(|variant| by_name(variant, variants.len(), names)));
+        charts
+            .extend(variants.iter().filter_map(|variant| by_name(variant, variants.len(), names)));
     }
     charts
 }
@@ -202,9 +203,8 @@ fn over_steps(spec: &Spec, variants: &[Variant]) -> Option<Chart> {
             .collect();
         for (variant, curve) in &curves {
             // A key that two stages of one variant share makes two lines.
-            let twice = curves
-                .iter()
-                .any(|(v, c)| v.name == variant.name && c.stage != curve.stage);
+            let twice =
+                curves.iter().any(|(v, c)| v.name == variant.name && c.stage != curve.stage);
             let kind_label =
                 if twice { format!("{}, {}", curve.stage, kind.label) } else { kind.label.into() };
             series.push(Series {
@@ -256,7 +256,8 @@ fn pass_at_k(variants: &[Variant]) -> Option<Chart> {
                 continue;
             }
             let pass = || evaluation.pass.iter().map(|(&k, estimate)| (f64::from(k), estimate));
-            let bounds = pass().filter_map(|(k, pass)| Some((k, pass.interval?.0, pass.interval?.1)));
+            let bounds =
+                pass().filter_map(|(k, pass)| Some((k, pass.interval?.0, pass.interval?.1)));
             series.push(Series {
                 group: variant.group().to_owned(),
                 kind: label.to_owned(),

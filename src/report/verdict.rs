@@ -213,7 +213,8 @@ fn mean(evaluations: &[&Evaluation]) -> Evaluation {
         return (*only).clone();
     }
     let number = |pick: &dyn Fn(&Evaluation) -> Option<f64>| {
-        let values: Option<Vec<f64>> = evaluations.iter().map(|evaluation| pick(evaluation)).collect();
+        let values: Option<Vec<f64>> =
+            evaluations.iter().map(|evaluation| pick(evaluation)).collect();
         values.map(|values| values.iter().sum::<f64>() / values.len() as f64)
     };
     let estimate = |pick: &dyn Fn(&Evaluation) -> Option<Estimate>| {
@@ -249,6 +250,11 @@ fn main_findings(group: &Group, after: &Evaluation, groups: &[Group]) -> Vec<Str
     sentences.push(match change {
         Change::Rose => format!("Sampled accuracy rose from {} to {}.", in_text(was), in_text(is)),
         Change::Fell => format!("Sampled accuracy fell from {} to {}.", in_text(was), in_text(is)),
+        Change::Unclear if was.interval.is_none() || is.interval.is_none() => format!(
+            "Sampled accuracy went from {} to {}; without intervals that cannot be told from noise.",
+            in_text(was),
+            in_text(is)
+        ),
         Change::Unclear => format!(
             "Sampled accuracy went from {} to {}, which is within what chance explains.",
             in_text(was),
@@ -339,7 +345,9 @@ fn length(before: &Evaluation, after: &Evaluation, change: Change) -> Vec<String
         }
         Change::Rose => format!("Replies shrank {lengths} while the accuracy rose."),
         _ if factor > 1.0 => {
-            format!("Replies grew {lengths} without a gain in accuracy: length alone proves nothing.")
+            format!(
+                "Replies grew {lengths} without a gain in accuracy: length alone proves nothing."
+            )
         }
         _ => format!("Replies shrank {lengths} without a gain in accuracy."),
     });
@@ -376,9 +384,8 @@ fn control_findings(group: &Group, after: &Evaluation, groups: &[Group]) -> Vec<
         Change::Unclear => format!("did not improve beyond chance (from {from} to {to})"),
     };
     let main = groups.iter().find(|other| other.role == Role::Main);
-    let gain = |group: &Group| {
-        Some(group.after.as_ref()?.accuracy?.value - group.before.accuracy?.value)
-    };
+    let gain =
+        |group: &Group| Some(group.after.as_ref()?.accuracy?.value - group.before.accuracy?.value);
     let main_gain = main.and_then(gain).unwrap_or_default();
     let main_name = main.map_or("the main variant", |main| main.name.as_str());
     let random_reward = group.name.contains("random");
@@ -454,22 +461,33 @@ fn caveats(groups: &[Group]) -> Vec<String> {
     }
     let single: Vec<_> = groups.iter().filter(|group| group.seeds == 1).collect();
     if single.len() == groups.len() {
-        caveats.push("One seed each: intervals cover the draw of problems and replies, not that of \
-                      the training run.".to_owned());
+        caveats.push(
+            "One seed each: intervals cover the draw of problems and replies, not that of \
+                      the training run."
+                .to_owned(),
+        );
     } else {
-        caveats.push("Over several seeds the value is the mean, and the interval spans those of \
-                      all seeds.".to_owned());
+        caveats.push(
+            "Over several seeds the value is the mean, and the interval spans those of \
+                      all seeds."
+                .to_owned(),
+        );
     }
     let estimates = groups.iter().filter_map(|group| group.before.accuracy);
     if estimates.clone().any(|estimate| estimate.interval.is_none()) {
-        caveats.push("Where no interval was recorded, a change cannot be told from noise.".to_owned());
+        caveats
+            .push("Where no interval was recorded, a change cannot be told from noise.".to_owned());
     }
     if groups.iter().any(|group| group.before.step > 0.0) {
-        caveats.push("The first evaluation came after RL had begun: \"before\" is not quite the \
-                      starting model.".to_owned());
+        caveats.push(
+            "The first evaluation came after RL had begun: \"before\" is not quite the \
+                      starting model."
+                .to_owned(),
+        );
     }
-    caveats.push("A change counts where the 95 % intervals before and after do not overlap."
-        .to_owned());
+    caveats.push(
+        "A change counts where the 95 % intervals before and after do not overlap.".to_owned(),
+    );
     caveats
 }
 
@@ -529,7 +547,13 @@ mod tests {
         Estimate { value, interval: Some((value - 0.02, value + 0.02)) }
     }
 
-    fn group(name: &str, role: Role, accuracy: (f64, f64), pass: (f64, f64), tokens: (f64, f64)) -> Group {
+    fn group(
+        name: &str,
+        role: Role,
+        accuracy: (f64, f64),
+        pass: (f64, f64),
+        tokens: (f64, f64),
+    ) -> Group {
         let evaluation = |accuracy: f64, pass: f64, tokens: f64| Evaluation {
             accuracy: Some(estimate(accuracy)),
             tokens: Some(tokens),
