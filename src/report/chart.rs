@@ -19,7 +19,7 @@ use plotters::{
 use super::ReportError;
 
 /// Width and height of a plot in layout units; text sizes below are in the same units.
-const SIZE: (i32, i32) = (640, 360);
+const SIZE: (i32, i32) = (600, 350);
 
 /// Pixels to a layout unit. plotters rounds to whole pixels, so lines drawn at 1 look jagged.
 const SVG_SCALE: i32 = 3;
@@ -33,6 +33,9 @@ const POINTS_DRAWN: usize = 1200;
 
 /// Curves shorter than this are drawn as they are, longer ones as dots under a running mean.
 const SMOOTHED_FROM: usize = 16;
+
+/// Text size of labels and legend.
+const LABEL: i32 = 16;
 
 const INK: RGBColor = RGBColor(0x24, 0x29, 0x2f);
 const FAINT_INK: RGBColor = RGBColor(0x57, 0x60, 0x6a);
@@ -150,19 +153,33 @@ impl Chart {
 
     fn draw<B: DrawingBackend>(&self, canvas: &Canvas<'_, B>) -> Drawn<B> {
         load_font();
-        canvas.text(&self.title, (16, 12), 18, &INK, HPos::Left, VPos::Top)?;
+        canvas.text(&self.title, (16, 12), 21, &INK, HPos::Left, VPos::Top)?;
         let legend_end = self.draw_legend(canvas)?;
 
         let frame = Frame::new(self, legend_end + 12);
         for &(at, ref label) in &frame.y_ticks {
             let y = frame.y(at);
             canvas.line(&[(frame.left, y), (frame.right, y)], &GRID, 1, None)?;
-            canvas.text(label, (frame.left - 7, y), 14, &FAINT_INK, HPos::Right, VPos::Center)?;
+            canvas.text(
+                label,
+                (frame.left - 7, y),
+                LABEL,
+                &FAINT_INK,
+                HPos::Right,
+                VPos::Center,
+            )?;
         }
         for &(at, ref label) in &frame.x_ticks {
             let x = frame.x(at);
             canvas.line(&[(x, frame.bottom), (x, frame.bottom + 4)], &FAINT_INK, 1, None)?;
-            canvas.text(label, (x, frame.bottom + 8), 14, &FAINT_INK, HPos::Center, VPos::Top)?;
+            canvas.text(
+                label,
+                (x, frame.bottom + 8),
+                LABEL,
+                &FAINT_INK,
+                HPos::Center,
+                VPos::Top,
+            )?;
         }
         canvas.line(
             &[(frame.left, frame.bottom), (frame.right, frame.bottom)],
@@ -171,8 +188,8 @@ impl Chart {
             None,
         )?;
         let middle = (frame.left + frame.right) / 2;
-        canvas.text(&self.x_label, (middle, 340), 14, &INK, HPos::Center, VPos::Center)?;
-        canvas.rotated_text(&self.y_label, (16, (frame.top + frame.bottom) / 2), 14, &INK)?;
+        canvas.text(&self.x_label, (middle, 334), LABEL, &INK, HPos::Center, VPos::Center)?;
+        canvas.rotated_text(&self.y_label, (16, (frame.top + frame.bottom) / 2), LABEL, &INK)?;
 
         // Dots first, so that no line is hidden under those of another series.
         for series in &self.series {
@@ -195,7 +212,7 @@ impl Chart {
         }
         let colour = self.colour(series).mix(0.3);
         for (x, y) in thinned(&series.points) {
-            canvas.disc((frame.x(x), frame.y(y)), 4, &colour)?;
+            canvas.disc((frame.x(x), frame.y(y)), 7, &colour)?;
         }
         Ok(())
     }
@@ -214,7 +231,9 @@ impl Chart {
         };
         let line: Vec<_> =
             smooth.iter().map(|&(x, bent)| (frame.x(x), frame.y_bent(bent))).collect();
-        canvas.line(&line, &colour, 2, self.dashes(series))?;
+        if self.is_joined(series) {
+            canvas.line(&line, &colour, 2, self.dashes(series))?;
+        }
         if series.mark == Mark::Discs || line.len() == 1 {
             for &(x, low, high) in &series.intervals {
                 let (x, low, high) = (frame.x(x), frame.y(low), frame.y(high));
@@ -223,7 +242,7 @@ impl Chart {
                 canvas.line(&[(x - 3, high), (x + 3, high)], &colour, 1, None)?;
             }
             for &at in &line {
-                canvas.disc(at, 8, &colour)?;
+                canvas.disc(at, 14, &colour)?;
             }
         }
         Ok(())
@@ -248,26 +267,30 @@ impl Chart {
                 entries.push((kind, colour, Some(series)));
             }
         }
-        let (mut x, mut y) = (16, 46);
+        let (mut x, mut y) = (16, 50);
         if entries.is_empty() {
             return Ok(30);
         }
         for (label, colour, series) in entries {
-            let width = 34 + canvas.text_width(label, 14)?;
+            let width = 34 + canvas.text_width(label, LABEL)?;
             if x + width > SIZE.0 - 12 && x > 16 {
-                (x, y) = (16, y + 19);
+                (x, y) = (16, y + 21);
             }
             let mark = series.map(|series| series.mark);
             if mark == Some(Mark::Noisy) {
-                canvas.disc((x + 5, y - 2), 4, &colour.mix(0.4))?;
-                canvas.disc((x + 16, y + 3), 4, &colour.mix(0.4))?;
+                canvas.disc((x + 5, y - 4), 7, &colour.mix(0.4))?;
+                canvas.disc((x + 16, y + 4), 7, &colour.mix(0.4))?;
             }
             let dashes = series.and_then(|series| self.dashes(series));
-            canvas.line(&[(x, y), (x + 22, y)], &colour, 2, dashes)?;
-            if mark == Some(Mark::Discs) {
-                canvas.disc((x + 11, y), 8, &colour)?;
+            if series.is_none_or(|series| self.is_joined(series)) {
+                canvas.line(&[(x, y), (x + 22, y)], &colour, 2, dashes)?;
+            } else {
+                canvas.line(&[(x + 11, y - 7), (x + 11, y + 7)], &colour, 1, None)?;
             }
-            canvas.text(label, (x + 28, y), 14, &INK, HPos::Left, VPos::Center)?;
+            if mark == Some(Mark::Discs) {
+                canvas.disc((x + 11, y), 14, &colour)?;
+            }
+            canvas.text(label, (x + 28, y), LABEL, &INK, HPos::Left, VPos::Center)?;
             x += width + 14;
         }
         Ok(y + 8)
@@ -286,6 +309,11 @@ impl Chart {
         let (names, name) =
             if groups.len() > 1 { (groups, &series.group) } else { (self.kinds(), &series.kind) };
         colour(names.iter().position(|other| other == name).unwrap_or_default())
+    }
+
+    /// Discs beside a noisy curve are not joined: the curve shows the way between them.
+    fn is_joined(&self, series: &Series) -> bool {
+        series.mark == Mark::Noisy || self.series.iter().all(|other| other.mark == Mark::Discs)
     }
 
     /// The length and gap of the dashes of a series; a solid line for the first kind of a mark.
@@ -329,8 +357,8 @@ impl<B: DrawingBackend> Canvas<'_, B> {
 
     /// A disc whose diameter is in halves of a layout unit.
     fn disc(&self, at: (i32, i32), diameter: i32, colour: &impl Color) -> Drawn<B> {
-        let radius = (diameter * self.scale / 2).max(1);
-        self.root.draw(&Circle::new(self.scaled(at), radius / 2, colour.filled()))
+        let radius = (diameter * self.scale / 4).max(1);
+        self.root.draw(&Circle::new(self.scaled(at), radius, colour.filled()))
     }
 
     fn text(
@@ -412,10 +440,10 @@ impl Frame {
         let longest = y_ticks.iter().map(|(_, label)| label.chars().count()).max().unwrap_or(0);
         let margin = (last - first) * 0.02;
         Self {
-            left: 44 + 8 * longest as i32,
+            left: 42 + 9 * longest as i32,
             right: SIZE.0 - 16,
             top,
-            bottom: 300,
+            bottom: 290,
             x_range: (first - margin, last + margin),
             y_range,
             x_axis: chart.x,

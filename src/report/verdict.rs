@@ -248,17 +248,17 @@ fn main_findings(group: &Group, after: &Evaluation, groups: &[Group]) -> Vec<Str
     };
     let change = change(was, is);
     sentences.push(match change {
-        Change::Rose => format!("Sampled accuracy rose from {} to {}.", in_text(was), in_text(is)),
-        Change::Fell => format!("Sampled accuracy fell from {} to {}.", in_text(was), in_text(is)),
+        Change::Rose => format!("Sampled accuracy rose from {} to {}.", with_interval(was), with_interval(is)),
+        Change::Fell => format!("Sampled accuracy fell from {} to {}.", with_interval(was), with_interval(is)),
         Change::Unclear if was.interval.is_none() || is.interval.is_none() => format!(
             "Sampled accuracy went from {} to {}; without intervals that cannot be told from noise.",
-            in_text(was),
-            in_text(is)
+            with_interval(was),
+            with_interval(is)
         ),
         Change::Unclear => format!(
             "Sampled accuracy went from {} to {}, which is within what chance explains.",
-            in_text(was),
-            in_text(is)
+            with_interval(was),
+            with_interval(is)
         ),
     });
     if change == Change::Rose {
@@ -311,7 +311,7 @@ fn reach(before: &Evaluation, after: &Evaluation, was: Estimate, is: Estimate) -
         ));
     }
     let Some(&pass_is) = after.pass.get(&k) else { return sentences };
-    let (from, to) = (in_text(pass_was), in_text(pass_is));
+    let (from, to) = (with_interval(pass_was), with_interval(pass_is));
     sentences.push(match change(pass_was, pass_is) {
         Change::Rose => format!(
             "pass@{k} rose beyond its interval, from {from} to {to}: some problems not solved \
@@ -322,7 +322,7 @@ fn reach(before: &Evaluation, after: &Evaluation, was: Estimate, is: Estimate) -
              longer solved within {k} tries."
         ),
         Change::Unclear => format!(
-            "pass@{k} went from {from} to {to}, within its interval: there is no sign that new \
+            "pass@{k} went from {from} to {to}, intervals that overlap: there is no sign that new \
              problems became solvable."
         ),
     });
@@ -377,7 +377,7 @@ fn control_findings(group: &Group, after: &Evaluation, groups: &[Group]) -> Vec<
         return vec!["This control was not measured before and after.".to_owned()];
     };
     let change = change(was, is);
-    let (from, to) = (in_text(was), in_text(is));
+    let (from, to) = (with_interval(was), with_interval(is));
     let moved = match change {
         Change::Rose => format!("rose from {from} to {to}"),
         Change::Fell => format!("did not improve: it fell from {from} to {to}"),
@@ -486,7 +486,7 @@ fn caveats(groups: &[Group]) -> Vec<String> {
         );
     }
     caveats.push(
-        "A change counts where the 95 % intervals before and after do not overlap.".to_owned(),
+        "Brackets hold 95 % intervals; a change counts where those before and after do not overlap.".to_owned(),
     );
     caveats
 }
@@ -528,13 +528,6 @@ fn percent(value: f64) -> String {
 fn with_interval(estimate: Estimate) -> String {
     match estimate.interval {
         Some((low, high)) => format!("{:.3} [{low:.3}, {high:.3}]", estimate.value),
-        None => share(estimate.value),
-    }
-}
-
-fn in_text(estimate: Estimate) -> String {
-    match estimate.interval {
-        Some((low, high)) => format!("{:.3} (95 % interval {low:.3} to {high:.3})", estimate.value),
         None => share(estimate.value),
     }
 }
