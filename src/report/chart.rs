@@ -29,7 +29,7 @@ const PNG_SCALE: i32 = 2;
 const PNG_SUPERSAMPLING: i32 = 2;
 
 /// Points of one curve that are drawn; longer curves are thinned to their means.
-const POINTS_DRAWN: usize = 1200;
+const POINTS_DRAWN: usize = 400;
 
 /// Curves shorter than this are drawn as they are, longer ones as dots under a running mean.
 const SMOOTHED_FROM: usize = 16;

@@ -164,15 +164,20 @@ const OVER_STEPS: &[Spec] = &[
         ],
     },
     Spec {
-        slug: "throughput",
-        title: "Throughput",
-        caption: "Tokens sampled in rollouts, and tokens learned from in supervised stages.",
+        slug: "rollout_throughput",
+        title: "Throughput of rollouts",
+        caption: "Tokens sampled in each second of the rollouts.",
         y_label: "tokens per second",
         y: YAxis::FromZero,
-        kinds: &[
-            noisy("rollout/tokens_per_second", "rollouts"),
-            noisy("train/tokens_per_second", "next-token training"),
-        ],
+        kinds: &[noisy("rollout/tokens_per_second", "rollouts")],
+    },
+    Spec {
+        slug: "training_throughput",
+        title: "Throughput of next-token training",
+        caption: "Tokens learned from in each second of pretraining and supervised stages.",
+        y_label: "tokens per second",
+        y: YAxis::FromZero,
+        kinds: &[noisy("train/tokens_per_second", "training")],
     },
 ];
 

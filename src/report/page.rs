@@ -246,7 +246,7 @@ fn visible(text: &str) -> String {
                 put(&mut html, format_args!("‹U+{:04X}›", u32::from(char)));
             }
             char if char.is_control() => {
-                put(&mut html, format_args!("‹U+{:04X}›", u32::from(char)))
+                put(&mut html, format_args!("‹U+{:04X}›", u32::from(char)));
             }
             char => html.push_str(&escaped(char.encode_utf8(&mut [0; 4]))),
         }

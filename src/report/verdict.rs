@@ -165,8 +165,11 @@ pub(super) fn evaluations(variant: &Variant) -> Vec<Evaluation> {
     evaluations
 }
 
+/// A variant and its evaluations.
+type Seed<'a> = (&'a Variant, Vec<Evaluation>);
+
 fn groups(variants: &[Variant]) -> Vec<Group> {
-    let mut members: Vec<(&str, Vec<(&Variant, Vec<Evaluation>)>)> = Vec::new();
+    let mut members: Vec<(&str, Vec<Seed<'_>>)> = Vec::new();
     for variant in variants {
         let evaluated = evaluations(variant);
         if evaluated.is_empty() {
@@ -178,7 +181,7 @@ fn groups(variants: &[Variant]) -> Vec<Group> {
         }
     }
     let several = members.len() > 1;
-    let group = |(name, members): (&str, Vec<(&Variant, Vec<Evaluation>)>)| {
+    let group = |(name, members): (&str, Vec<Seed<'_>>)| {
         let first = members[0].0;
         let role = match text(&first.info, "role") {
             Some("control") => Role::Control,
