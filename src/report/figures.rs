@@ -1,0 +1,320 @@
+//! Which plots a report shows, and from which metrics. A plot without data is left out.
+
+use super::{
+    chart::{Chart, Mark, Series, XAxis, YAxis},
+    run_folder::Variant,
+    verdict::evaluations,
+};
+
+/// A metric as one kind of line of a plot.
+struct Kind {
+    key: &'static str,
+    label: &'static str,
+    mark: Mark,
+}
+
+/// A plot over steps.
+struct Spec {
+    slug: &'static str,
+    title: &'static str,
+    caption: &'static str,
+    y_label: &'static str,
+    y: YAxis,
+    kinds: &'static [Kind],
+}
+
+const fn noisy(key: &'static str, label: &'static str) -> Kind {
+    Kind { key, label, mark: Mark::Noisy }
+}
+
+const fn discs(key: &'static str, label: &'static str) -> Kind {
+    Kind { key, label, mark: Mark::Discs }
+}
+
+/// The plots over steps, in reading order; pass@k follows the first.
+const OVER_STEPS: &[Spec] = &[
+    Spec {
+        slug: "accuracy",
+        title: "Accuracy",
+        caption: "Share of sampled replies that are right. Discs: evaluations with 95 % intervals; \
+                  dots: batches of training, with their running mean as a line.",
+        y_label: "share right",
+        y: YAxis::Share,
+        kinds: &[
+            discs("eval/accuracy", "evaluation"),
+            noisy("rollout/accuracy", "training batches"),
+        ],
+    },
+    Spec {
+        slug: "reply_length",
+        title: "Length of right and wrong replies",
+        caption: "Mean length in training batches. Longer replies prove nothing by themselves: \
+                  read this beside the accuracy.",
+        y_label: "tokens per reply",
+        y: YAxis::FromZero,
+        kinds: &[
+            noisy("rollout/reply_tokens_right", "right"),
+            noisy("rollout/reply_tokens_wrong", "wrong"),
+        ],
+    },
+    Spec {
+        slug: "reply_length_mean",
+        title: "Mean reply length",
+        caption: "Over all replies, right or wrong.",
+        y_label: "tokens per reply",
+        y: YAxis::FromZero,
+        kinds: &[
+            discs("eval/reply_tokens_mean", "evaluation"),
+            noisy("rollout/reply_tokens_mean", "training batches"),
+        ],
+    },
+    Spec {
+        slug: "reward",
+        title: "Reward",
+        caption: "Mean reward of each training batch, and the standard deviation within it.",
+        y_label: "reward",
+        y: YAxis::Fitted,
+        kinds: &[
+            noisy("rollout/reward_mean", "mean"),
+            noisy("rollout/reward_std", "standard deviation"),
+        ],
+    },
+    Spec {
+        slug: "groups",
+        title: "Groups without signal",
+        caption: "Groups whose replies all got the same reward teach nothing; truncated replies \
+                  were cut at the token limit.",
+        y_label: "share",
+        y: YAxis::Share,
+        kinds: &[
+            noisy("rollout/groups_zero_variance", "groups of equal rewards"),
+            noisy("rollout/truncated_share", "truncated replies"),
+        ],
+    },
+    Spec {
+        slug: "entropy",
+        title: "Entropy",
+        caption: "Mean entropy of the policy at each token. Near zero it samples the same reply \
+                  again and again.",
+        y_label: "nats per token",
+        y: YAxis::FromZero,
+        kinds: &[noisy("learner/entropy_nats", "entropy")],
+    },
+    Spec {
+        slug: "kl",
+        title: "KL divergence",
+        caption: "From the reference policy, per token.",
+        y_label: "nats per token",
+        y: YAxis::Fitted,
+        kinds: &[noisy("learner/kl_nats", "KL")],
+    },
+    Spec {
+        slug: "clipped_share",
+        title: "Clipped tokens",
+        caption: "Share of tokens whose ratio left the clip range, so that they taught nothing.",
+        y_label: "share of tokens",
+        y: YAxis::FromZero,
+        kinds: &[noisy("learner/clipped_share", "clipped")],
+    },
+    Spec {
+        slug: "sampler_mismatch",
+        title: "Sampler against learner",
+        caption: "Mean difference between the log-probability of a token when it was sampled and \
+                  when it was learned from, on a log axis. On-policy it is rounding only.",
+        y_label: "nats per token",
+        y: YAxis::Log,
+        kinds: &[noisy("learner/sampler_mismatch_nats", "mismatch")],
+    },
+    Spec {
+        slug: "gradient_norm",
+        title: "Gradient norm (RL)",
+        caption: "Before clipping.",
+        y_label: "norm",
+        y: YAxis::Log,
+        kinds: &[noisy("learner/grad_norm", "norm")],
+    },
+    Spec {
+        slug: "staleness",
+        title: "Staleness",
+        caption: "Updates between the policy that sampled a reply and the one that learned from it.",
+        y_label: "updates",
+        y: YAxis::FromZero,
+        kinds: &[noisy("learner/staleness_mean", "staleness")],
+    },
+    Spec {
+        slug: "pretraining_loss",
+        title: "Next-token loss",
+        caption: "Of pretraining and supervised stages.",
+        y_label: "nats per token",
+        y: YAxis::FromZero,
+        kinds: &[
+            noisy("train/loss_nats", "training batches"),
+            discs("eval/loss_nats", "evaluation"),
+        ],
+    },
+    Spec {
+        slug: "bits_per_byte",
+        title: "Bits per byte",
+        caption: "Loss in a unit that does not depend on the tokenizer.",
+        y_label: "bits per byte",
+        y: YAxis::FromZero,
+        kinds: &[
+            noisy("train/bits_per_byte", "training batches"),
+            discs("eval/bits_per_byte", "evaluation"),
+        ],
+    },
+    Spec {
+        slug: "rollout_throughput",
+        title: "Throughput of rollouts",
+        caption: "Tokens sampled in each second of the rollouts.",
+        y_label: "tokens per second",
+        y: YAxis::FromZero,
+        kinds: &[noisy("rollout/tokens_per_second", "rollouts")],
+    },
+    Spec {
+        slug: "training_throughput",
+        title: "Throughput of next-token training",
+        caption: "Tokens learned from in each second of pretraining and supervised stages.",
+        y_label: "tokens per second",
+        y: YAxis::FromZero,
+        kinds: &[noisy("train/tokens_per_second", "training")],
+    },
+];
+
+/// The plots that the metrics of `variants` allow.
+pub(super) fn charts(variants: &[Variant]) -> Vec<Chart> {
+    let mut charts = Vec::new();
+    for spec in OVER_STEPS {
+        charts.extend(over_steps(spec, variants));
+        if spec.slug == "accuracy" {
+            charts.extend(pass_at_k(variants));
+        }
+    }
+    let phrases = ("phrase/", "_share", "phrases", "Phrases", "share of replies");
+    let parts = ("part/", "", "reward_parts", "Parts of the reward", "mean value");
+    for names in [phrases, parts] {
+        charts
+            .extend(variants.iter().filter_map(|variant| by_name(variant, variants.len(), names)));
+    }
+    charts
+}
+
+fn over_steps(spec: &Spec, variants: &[Variant]) -> Option<Chart> {
+    let mut series = Vec::new();
+    for kind in spec.kinds {
+        let curves: Vec<_> = variants
+            .iter()
+            .flat_map(|variant| variant.curves(kind.key).into_iter().map(move |c| (variant, c)))
+            .collect();
+        for (variant, curve) in &curves {
+            // A key that two stages of one variant share makes two lines.
+            let twice =
+                curves.iter().any(|(v, c)| v.name == variant.name && c.stage != curve.stage);
+            let kind_label =
+                if twice { format!("{}, {}", curve.stage, kind.label) } else { kind.label.into() };
+            series.push(Series {
+                group: variant.group().to_owned(),
+                kind: kind_label,
+                mark: kind.mark,
+                points: curve.points.clone(),
+                intervals: intervals(variant, kind.key, &curve.stage),
+            });
+        }
+    }
+    let values = || series.iter().flat_map(|series| &series.points);
+    // A metric that is zero throughout has nothing to show on a log axis.
+    if values().next().is_none() || spec.y == YAxis::Log && !values().any(|&(_, y)| y > 0.0) {
+        return None;
+    }
+    Some(Chart {
+        slug: spec.slug.to_owned(),
+        title: spec.title.to_owned(),
+        caption: spec.caption.to_owned(),
+        x_label: "step".to_owned(),
+        y_label: spec.y_label.to_owned(),
+        x: XAxis::Steps,
+        y: spec.y,
+        series,
+    })
+}
+
+/// (step, low, high) where the metrics hold `KEY_low` and `KEY_high`.
+fn intervals(variant: &Variant, key: &str, stage: &str) -> Vec<(f64, f64, f64)> {
+    let bound = |suffix: &str| {
+        let curves = variant.curves(&format!("{key}{suffix}")).into_iter();
+        curves.filter(|curve| curve.stage == stage).flat_map(|curve| curve.points)
+    };
+    let both = bound("_low").zip(bound("_high"));
+    both.filter(|((a, _), (b, _))| a == b).map(|((x, low), (_, high))| (x, low, high)).collect()
+}
+
+/// pass@k of the first and the last evaluation of each variant.
+fn pass_at_k(variants: &[Variant]) -> Option<Chart> {
+    let mut series = Vec::new();
+    for variant in variants {
+        let evaluations = evaluations(variant);
+        let (Some(before), Some(after)) = (evaluations.first(), evaluations.last()) else {
+            continue;
+        };
+        for (label, evaluation) in [("after RL", after), ("before RL", before)] {
+            if label == "before RL" && evaluations.len() == 1 || evaluation.pass.is_empty() {
+                continue;
+            }
+            let pass = || evaluation.pass.iter().map(|(&k, estimate)| (f64::from(k), estimate));
+            let bounds =
+                pass().filter_map(|(k, pass)| Some((k, pass.interval?.0, pass.interval?.1)));
+            series.push(Series {
+                group: variant.group().to_owned(),
+                kind: label.to_owned(),
+                mark: Mark::Discs,
+                points: pass().map(|(k, pass)| (k, pass.value)).collect(),
+                intervals: bounds.collect(),
+            });
+        }
+    }
+    (!series.is_empty()).then(|| Chart {
+        slug: "pass_at_k".to_owned(),
+        title: "Solved within k tries".to_owned(),
+        caption: "pass@k before and after RL with 95 % intervals. Where the line before RL is \
+                  high at the right, the model could already solve the task now and then."
+            .to_owned(),
+        x_label: "tries k".to_owned(),
+        y_label: "pass@k".to_owned(),
+        x: XAxis::Doublings,
+        y: YAxis::Share,
+        series,
+    })
+}
+
+/// One plot for a variant of all keys with a prefix; names of the keys are data.
+fn by_name(
+    variant: &Variant,
+    variants: usize,
+    (prefix, suffix, slug, title, y_label): (&str, &str, &str, &str, &str),
+) -> Option<Chart> {
+    let mut series = Vec::new();
+    for key in variant.keys(prefix) {
+        let name = key.strip_prefix(prefix).unwrap_or(&key);
+        let name = name.strip_suffix(suffix).unwrap_or(name).replace('_', " ");
+        series.extend(variant.curves(&key).into_iter().map(|curve| Series {
+            group: String::new(),
+            kind: name.clone(),
+            mark: Mark::Noisy,
+            points: curve.points,
+            intervals: Vec::new(),
+        }));
+    }
+    let of = if variants > 1 { format!(", {}", variant.name) } else { String::new() };
+    let file_name: String =
+        of.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect();
+    (!series.is_empty()).then(|| Chart {
+        slug: format!("{slug}{file_name}"),
+        title: format!("{title}{of}"),
+        caption: "In training batches.".to_owned(),
+        x_label: "step".to_owned(),
+        y_label: y_label.to_owned(),
+        x: XAxis::Steps,
+        y: YAxis::FromZero,
+        series,
+    })
+}
