@@ -122,11 +122,8 @@ fn ctrl_c_in_pretraining_leaves_a_checkpoint_to_go_on_from() {
 
 #[test]
 fn ctrl_c_during_rollouts_leaves_a_checkpoint_to_go_on_from() {
-    let settings = [
-        "--set=rl.steps=120",
-        "--set=rl.checkpoint_every=0",
-        "--set=rl.evaluation.every=0",
-    ];
+    let settings =
+        ["--set=rl.steps=120", "--set=rl.checkpoint_every=0", "--set=rl.evaluation.every=0"];
     check_interrupt(&settings, "rl", |it| it.contains(r#""step":2,"stage":"rl""#));
 }
 
