@@ -130,8 +130,12 @@ impl Scene {
         Some(record["status"].as_str().expect("a status").to_owned())
     }
 
+    /// Whole checkpoints of a stage, the oldest first.
     pub fn checkpoints(&self, out: &str, stage: &str) -> Vec<PathBuf> {
-        sorted(&self.path(out).join("checkpoints").join(stage))
+        let mut paths = sorted(&self.path(out).join("checkpoints").join(stage));
+        // A kill leaves unfinished ones under other names.
+        paths.retain(|it| name(it).starts_with("step_"));
+        paths
     }
 
     /// Asserts that two runs left the same models, metrics (times aside) and samples.
