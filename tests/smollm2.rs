@@ -59,13 +59,9 @@ fn smollm2_renders_scores_and_continues_as_in_transformers() {
             assert!((f64::from(*got) - want).abs() < 1e-3, "{name}: {got} instead of {want}");
         }
         let greedy = ids(&case["greedy_ids"]);
-        let params = SamplingParams {
-            temperature: 0.0,
-            max_tokens: greedy.len(),
-            ..Default::default()
-        };
-        let request =
-            Request { id: 0, prompt: prompt.into(), params: Arc::new(params), seed: 0 };
+        let params =
+            SamplingParams { temperature: 0.0, max_tokens: greedy.len(), ..Default::default() };
+        let request = Request { id: 0, prompt: prompt.into(), params: Arc::new(params), seed: 0 };
         let reply = engine.generate(vec![request]).expect("sampled").remove(0);
         let margins = numbers(&case["greedy_top1_minus_top2_logit"]);
         for (position, (got, want)) in reply.tokens.iter().zip(&greedy).enumerate() {

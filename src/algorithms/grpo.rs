@@ -74,9 +74,12 @@ impl AlgorithmConfig for GrpoConfig {
             }
         }
         if !(self.kl_weight >= 0.0 && self.kl_weight.is_finite()) {
-            return Err(ConfigFault::new("kl_weight", "a negative KL weight rewards drifting away")
-                .found(self.kl_weight)
-                .expected("0 or more"));
+            return Err(ConfigFault::new(
+                "kl_weight",
+                "a negative KL weight rewards drifting away",
+            )
+            .found(self.kl_weight)
+            .expected("0 or more"));
         }
         Ok(Box::new(Grpo { config: self.clone() }))
     }

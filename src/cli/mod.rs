@@ -124,8 +124,8 @@ fn dispatch(cli: Cli, registry: &Registry) -> Result<(), Error> {
         Verb::Eval(args) => model::eval(&args, common, registry),
         Verb::Chat(args) => model::chat(&args, common),
         Verb::Report(args) => {
-            let written = crate::report::write(&args.run)
-                .map_err(|e| Error::Data(format!("report: {e}")))?;
+            let written =
+                crate::report::write(&args.run).map_err(|e| Error::Data(format!("report: {e}")))?;
             say(&format!("{}\n{}", written.html.display(), written.markdown.display()));
             Ok(())
         }

@@ -192,7 +192,8 @@ pub fn generate(args: &GenerateArgs, common: &Common) -> Result<(), Error> {
     let params = Arc::new(args.sampling.params());
     let mut prompts = Vec::with_capacity(rows.len());
     for (line, row) in &rows {
-        let ids = prompt_ids(row, args.chat, &loaded).map_err(|e| at_line(&args.prompts, *line, &e))?;
+        let ids =
+            prompt_ids(row, args.chat, &loaded).map_err(|e| at_line(&args.prompts, *line, &e))?;
         prompts.push(Arc::<[TokenId]>::from(ids));
     }
     let mut engine = Engine::new(&loaded.decoder, Arc::clone(&loaded.tokenizer), SLOTS)?;
@@ -360,10 +361,8 @@ pub fn eval(args: &EvalArgs, common: &Common, registry: &Registry) -> Result<(),
         let hint = fault.hint.clone().unwrap_or_else(|| "see `tallow list --long`".into());
         Error::usage(fault.to_string(), hint)
     };
-    let environment = registry
-        .environments
-        .build(&args.env, options(&args.set)?, &context)
-        .map_err(refused)?;
+    let environment =
+        registry.environments.build(&args.env, options(&args.set)?, &context).map_err(refused)?;
     let (name, verifier_options) = match &args.verifier {
         Some(name) => (name.as_str(), json!({})),
         None => environment.default_verifier(),
@@ -390,11 +389,9 @@ pub fn eval(args: &EvalArgs, common: &Common, registry: &Registry) -> Result<(),
         temperature: args.temperature,
         ..Default::default()
     };
-    let plans =
-        evaluation::plans(&config, split, environment.len(split), &params, seed, seed);
+    let plans = evaluation::plans(&config, split, environment.len(split), &params, seed, seed);
     let renderer = Arc::clone(&loaded.renderer);
-    let mut pool =
-        RolloutPool::new(environment, renderer, scoring, engine, limits, interrupted);
+    let mut pool = RolloutPool::new(environment, renderer, scoring, engine, limits, interrupted);
     let console = Console::new(common.quiet || common.json);
     let bar = console.bar("eval", (plans.0.len() + plans.1.len()) as u64, "tasks");
     let (metrics, _) = evaluation::evaluate(&mut pool, &config, &plans, |it| bar.set(it as u64))?;

@@ -41,7 +41,8 @@ pub struct VerifyArgs {
 pub fn verify(args: &VerifyArgs, common: &Common, registry: &Registry) -> Result<(), Error> {
     let options = options(&args.set)?;
     let verifier = registry.verifiers.build(&args.name, options).map_err(|fault| {
-        let hint = fault.hint.clone().unwrap_or_else(|| "see `tallow list verifiers --long`".into());
+        let hint =
+            fault.hint.clone().unwrap_or_else(|| "see `tallow list verifiers --long`".into());
         Error::usage(fault.to_string(), hint)
     })?;
     let cases = read_jsonl(&args.cases)?;

@@ -88,14 +88,21 @@ pub const BUILTIN: &[SourceEntry] = &[
         summary: "an environment's tasks with their known replies, in chosen styles",
         build: environment::build,
     },
-    SourceEntry { name: "text", summary: "plain text or JSONL with a text field", build: text::build },
+    SourceEntry {
+        name: "text",
+        summary: "plain text or JSONL with a text field",
+        build: text::build,
+    },
 ];
 
 /// Builds the source that the table's `kind` names.
 ///
 /// # Errors
 /// If the kind is missing or unknown, or its options are wrong.
-pub fn build(options: Value, context: &SourceContext<'_>) -> Result<Arc<dyn Documents>, ConfigFault> {
+pub fn build(
+    options: Value,
+    context: &SourceContext<'_>,
+) -> Result<Arc<dyn Documents>, ConfigFault> {
     let Value::Object(mut table) = options else {
         return Err(ConfigFault::new("", "documents must be a table"));
     };
@@ -132,8 +139,9 @@ pub fn read_text(path: &Path) -> Result<String, Error> {
                 .map_err(|e| Error::file("unpack", path, e))?;
             plain
         }
-        [0x28, 0xb5, 0x2f, 0xfd, ..] => zstd::decode_all(bytes.as_slice())
-            .map_err(|e| Error::file("unpack", path, e))?,
+        [0x28, 0xb5, 0x2f, 0xfd, ..] => {
+            zstd::decode_all(bytes.as_slice()).map_err(|e| Error::file("unpack", path, e))?
+        }
         _ => bytes,
     };
     String::from_utf8(plain).map_err(|e| {

@@ -317,8 +317,8 @@ fn reach(before: &Evaluation, after: &Evaluation, was: Estimate, is: Estimate) -
     let (from, to) = (with_interval(pass_was), with_interval(pass_is));
     sentences.push(match change(pass_was, pass_is) {
         Change::Rose => format!(
-            "pass@{k} rose beyond its interval, from {from} to {to}: some problems not solved \
-             within {k} tries before became solvable."
+            "pass@{k} rose beyond its interval, from {from} to {to}: some problems that \
+             {k} tries did not solve before became solvable within {k}."
         ),
         Change::Fell => format!(
             "pass@{k} fell from {from} to {to}: some problems solved now and then before are no \

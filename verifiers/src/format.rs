@@ -36,13 +36,18 @@ pub struct FormatConfig {
 
 impl Default for FormatConfig {
     fn default() -> Self {
-        Self { tags: vec!["think".to_owned(), "answer".to_owned()], markers: Vec::new(), allow_empty: false }
+        Self {
+            tags: vec!["think".to_owned(), "answer".to_owned()],
+            markers: Vec::new(),
+            allow_empty: false,
+        }
     }
 }
 
 impl VerifierConfig for FormatConfig {
     const NAME: &'static str = "format";
-    const SUMMARY: &'static str = "tagged sections in order, each once, and nothing outside; or markers in text";
+    const SUMMARY: &'static str =
+        "tagged sections in order, each once, and nothing outside; or markers in text";
 
     fn build(&self, _verifiers: &Verifiers) -> Result<Arc<dyn Verifier>, ConfigFault> {
         if self.tags.is_empty() && self.markers.is_empty() {
