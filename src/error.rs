@@ -102,8 +102,8 @@ impl Error {
                 Some("check the path; it is taken from the configuration's folder, then from here".into())
             }
             Self::Diverged(_) => Some(
-                "lower optimizer.learning_rate or set optimizer.adamw.clip_norm; the last checkpoint \
-                 is good: go on from it with --resume"
+                "lower optimizer.learning_rate or set optimizer.adamw.clip_norm, and begin anew in \
+                 another folder by --out DIR; the last checkpoint is kept"
                     .into(),
             ),
             Self::TooManyBroken { .. } => Some(

@@ -82,7 +82,7 @@ pub fn plans(
 /// Plays an evaluation; returns its metrics and the sampled groups.
 ///
 /// # Errors
-/// As [`RolloutPool::play`].
+/// As [`RolloutPool::play`], or if there is no rollout to judge by.
 pub fn evaluate(
     pool: &mut RolloutPool,
     config: &EvaluationConfig,
@@ -90,12 +90,25 @@ pub fn evaluate(
     mut done: impl FnMut(usize),
 ) -> Result<(Metrics, Vec<ScoredGroup>), Error> {
     let groups = pool.play(&plans.0, &mut done)?;
+    refuse_if_all_broke(&groups)?;
     let mut metrics = summary(&groups, &config.k);
     if !plans.1.is_empty() {
         let greedy = pool.play(&plans.1, |it| done(plans.0.len() + it))?;
         metrics.set("eval/greedy_accuracy", share_right(&greedy));
     }
     Ok((metrics, groups))
+}
+
+/// An accuracy of nothing would read as a bad policy.
+fn refuse_if_all_broke(groups: &[ScoredGroup]) -> Result<(), Error> {
+    let errors =
+        |it: &ScoredGroup| it.environment_errors.iter().chain(&it.verifier_errors).next().cloned();
+    match groups.iter().find_map(errors) {
+        Some(example) if groups.iter().all(|it| it.members.is_empty()) => {
+            Err(Error::Environment(format!("every rollout of an evaluation broke: {example}")))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Accuracy, pass@k and lengths of played groups.
@@ -163,7 +176,8 @@ fn set_interval(metrics: &mut Metrics, name: &str, values: &[f64]) {
     }
     let count = values.len() as f64;
     let mean = values.iter().sum::<f64>() / count;
-    let variance = values.iter().map(|it| (it - mean).powi(2)).sum::<f64>() / (count - 1.0).max(1.0);
+    let variance =
+        values.iter().map(|it| (it - mean).powi(2)).sum::<f64>() / (count - 1.0).max(1.0);
     let half = 1.96 * (variance / count).sqrt();
     metrics.set(name, mean);
     metrics.set(format!("{name}_low"), (mean - half).max(0.0));

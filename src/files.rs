@@ -62,6 +62,9 @@ impl StoreError {
                 Some("check the spelling and the folder you are in".to_owned())
             }
             libc::ENOENT => Some(format!("check that the folder `{parent}` exists")),
+            libc::ENOTDIR => Some(format!(
+                "a part of `{parent}` is a file, not a folder; choose another folder with --out"
+            )),
             libc::EMFILE | libc::ENFILE => {
                 Some("raise the limit of open files (ulimit -n)".to_owned())
             }

@@ -23,7 +23,9 @@ use crate::error::Error;
 use crate::files::{StoreError, replace_folder, write_atomic};
 use crate::model::{ModelSettings, ModelState};
 use crate::rollout::trajectory::{ScoredGroup, ScoredTrajectory};
-use crate::run_folder::{Ending, RunFolder, RunFolderError, RunRecord, RunState, StageRecord, Status};
+use crate::run_folder::{
+    Ending, RunFolder, RunFolderError, RunRecord, RunState, StageRecord, Status,
+};
 use crate::samples::{self, SampleRecord, SampleTask, SampleTurn};
 use crate::tensorboard::EventWriter;
 use crate::tracking::{MetricSink, Metrics, ResumePoint, Tracker};
@@ -73,7 +75,11 @@ pub fn run_experiment(experiment: &Experiment, options: &RunOptions) -> Result<(
     match crate::report::write(&options.out) {
         Ok(report) => console.line(format!("report: {}", report.html.display())),
         Err(error) => {
-            let told = format!("the run is complete, but its report could not be written: {error}");
+            let told = format!(
+                "the run is complete, but its report could not be written: {error}; mend that and \
+                 run `tallow report {}`",
+                options.out.display()
+            );
             return Err(Error::Data(told));
         }
     }
@@ -126,9 +132,9 @@ fn run_variants(
 /// and the folder of the model they left.
 fn shared_start(plan: &RunPlan, done: &[(&RunPlan, PathBuf)]) -> Option<(usize, PathBuf)> {
     (1..=plan.stages.len()).rev().find_map(|count| {
-        let (other, folder) = done
-            .iter()
-            .find(|(other, _)| other.stages.len() >= count && other.prefix(count) == plan.prefix(count))?;
+        let (other, folder) = done.iter().find(|(other, _)| {
+            other.stages.len() >= count && other.prefix(count) == plan.prefix(count)
+        })?;
         let model = folder.join("models").join(&other.stages[count - 1].name);
         model.is_dir().then_some((count, model))
     })
@@ -239,8 +245,13 @@ impl Sitting<'_> {
         crate::files::recover(&folder.path().join("models"))?;
         let names: Vec<String> = plan.stages.iter().map(|it| it.name.clone()).collect();
         let skipped = shared.as_ref().map_or(0, |it| it.0);
-        let own = (skipped..names.len()).take_while(|it| folder.model(&names[*it]).is_dir()).count();
+        let own =
+            (skipped..names.len()).take_while(|it| folder.model(&names[*it]).is_dir()).count();
         let first = skipped + own;
+        // A kill may have come between a stage's model and its record.
+        for index in 0..first {
+            folder.set_stage(index, Status::Done)?;
+        }
         if first == names.len() {
             return Ok(());
         }
@@ -348,8 +359,7 @@ impl Resumed {
     pub fn state<T: DeserializeOwned>(&self) -> Result<T, Error> {
         let path = self.path.join(STATE_FILE);
         let bytes = std::fs::read(&path).map_err(|e| Error::file("read", &path, e))?;
-        serde_json::from_slice(&bytes)
-            .map_err(|e| Error::Data(format!("{}: {e}", path.display())))
+        serde_json::from_slice(&bytes).map_err(|e| Error::Data(format!("{}: {e}", path.display())))
     }
 }
 
@@ -419,7 +429,8 @@ impl StageRun<'_> {
     }
 
     /// Writes a checkpoint after step `done` of `total` if one is due every `every` steps, or if
-    /// the user interrupted, which then ends the stage.
+    /// the user interrupted, which then ends the stage; after the last step the stage is as good
+    /// as done, and what follows it is interrupted.
     ///
     /// # Errors
     /// [`Error::Interrupted`] once the checkpoint is safe; or what `fill` or the disk says.
@@ -435,7 +446,20 @@ impl StageRun<'_> {
         if due || (interrupted && done < total) {
             self.checkpoints.save(self.name, done, fill)?;
         }
-        if interrupted { Err(Error::Interrupted) } else { Ok(()) }
+        if interrupted && done < total { Err(Error::Interrupted) } else { Ok(()) }
+    }
+
+    /// Writes a checkpoint after step `done`, which the user interrupted what follows of.
+    ///
+    /// # Errors
+    /// What `fill` or the disk says.
+    pub fn keep(
+        &mut self,
+        done: u64,
+        fill: impl FnOnce(&Path) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        self.checkpoints.save(self.name, done, fill)?;
+        Ok(())
     }
 
     /// Keeps rollouts for reading and shows some. `credit` is that of each reply, if they were
@@ -464,9 +488,18 @@ impl StageRun<'_> {
             .take(SHOWN_SAMPLES)
             .map(|it| SampleRow {
                 prompt: it.prompt.clone(),
-                reply: it.turns.iter().map(|turn| turn.text.as_str()).collect::<Vec<_>>().join(" ⏎ "),
+                reply: it
+                    .turns
+                    .iter()
+                    .map(|turn| turn.text.as_str())
+                    .collect::<Vec<_>>()
+                    .join(" ⏎ "),
                 reward: it.reward,
-                advantage: it.turns.iter().find_map(|it| it.advantages.first()).map(|it| f64::from(*it)),
+                advantage: it
+                    .turns
+                    .iter()
+                    .find_map(|it| it.advantages.first())
+                    .map(|it| f64::from(*it)),
                 tokens: it.reply_tokens as usize,
             })
             .collect();
@@ -552,7 +585,10 @@ fn hash(name: &str) -> u64 {
 
 impl From<RunFolderError> for Error {
     fn from(error: RunFolderError) -> Self {
-        Self::Usage { problem: error.to_string(), hint: error.hint() }
+        match error {
+            RunFolderError::Store(error) => Self::Store(error),
+            other => Self::Usage { problem: other.to_string(), hint: other.hint() },
+        }
     }
 }
 

@@ -16,10 +16,10 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
 
+use crate::TokenId;
 use crate::decoder::{CacheSpan, Decoder};
 use crate::error::PolicyError;
 use crate::kv_cache::KvCache;
-use crate::TokenId;
 use crate::sampling::{Completion, Draw, FinishReason, PolicyVersion, Request, draw};
 use crate::tokenizer::Tokenizer;
 
@@ -269,6 +269,9 @@ impl Engine {
         let logits = self.decoder.logits(hidden)?;
         let (_, vocabulary) = logits.dims2()?;
         let mut logits = logits.flatten_all()?.to_vec1::<f32>()?;
+        if logits.iter().any(|it| !it.is_finite()) {
+            return Err(PolicyError::NotFinite { what: "the logits" });
+        }
         let end_ids = self.tokenizer.end_ids();
         let mut row_of_slot = vec![usize::MAX; self.slots.len()];
         for (row, slot) in order.iter().enumerate() {

@@ -55,6 +55,13 @@ pub enum PolicyError {
         problem: String,
     },
 
+    /// What the model computes stopped being numbers, though its weights are.
+    #[error("{what} hold NaN or an infinity: training diverged, or the weights are damaged")]
+    NotFinite {
+        /// What was computed, in the plural.
+        what: &'static str,
+    },
+
     /// A model broke its contract (see [`crate::contract`]).
     #[error("contract broken: {message}")]
     Contract {

@@ -149,7 +149,11 @@ impl Experiment {
     /// Every problem of the file and the overrides at once.
     pub fn read(path: &Path, overrides: &[String], registry: &Registry) -> Result<Self, Error> {
         let file = if path.is_dir() { path.join("config.toml") } else { path.to_path_buf() };
-        let folder = file.parent().unwrap_or(Path::new(".")).to_path_buf();
+        let folder = file
+            .parent()
+            .filter(|it| !it.as_os_str().is_empty())
+            .unwrap_or(Path::new("."))
+            .to_path_buf();
         let document = Document::read(&file)?;
         let mut problems = Problems::of(document.name());
         let variants: Vec<VariantSettings> = document
@@ -160,7 +164,14 @@ impl Experiment {
             .collect();
         let mut runs = Vec::new();
         if variants.is_empty() {
-            runs.extend(read_run(document.clone(), overrides, None, &folder, registry, &mut problems));
+            runs.extend(read_run(
+                document.clone(),
+                overrides,
+                None,
+                &folder,
+                registry,
+                &mut problems,
+            ));
         }
         for variant in variants {
             if runs.iter().any(|it: &RunPlan| {
@@ -172,8 +183,7 @@ impl Experiment {
             }
             let copy = document.clone();
             let changed: Vec<String> = variant.set.iter().chain(overrides).cloned().collect();
-            let plan =
-                read_run(copy, &changed, Some(variant), &folder, registry, &mut problems);
+            let plan = read_run(copy, &changed, Some(variant), &folder, registry, &mut problems);
             runs.extend(plan);
         }
         let found = runs.first().map(|it| (it.name.clone(), it.question.clone()));

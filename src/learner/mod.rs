@@ -17,6 +17,7 @@ use tallow_envs::Seed;
 use tallow_policies::{AdamW, AdamWConfig, Decoder, GradientSet, PolicyError, Schedule};
 
 use crate::algorithms::{Algorithm, LossInputs};
+use crate::config::problem::Fault;
 use crate::error::Error;
 use crate::rollout::trajectory::ScoredGroup;
 use crate::tracking::Metrics;
@@ -47,6 +48,30 @@ impl Default for OptimizerConfig {
             adamw: AdamWConfig::default(),
             micro_batch_tokens: 8192,
         }
+    }
+}
+
+impl OptimizerConfig {
+    /// What cannot work about the settings themselves.
+    pub fn faults(&self) -> Vec<Fault> {
+        let mut faults = Vec::new();
+        if !(self.learning_rate >= 0.0 && self.learning_rate.is_finite()) {
+            faults.push(
+                Fault::new("optimizer.learning_rate", "not a learning rate")
+                    .found(self.learning_rate.to_string())
+                    .expected("a number of 0 or more, such as 3e-4"),
+            );
+        }
+        if let Some(limit) = self.adamw.clip_norm
+            && !(limit > 0.0)
+        {
+            faults.push(
+                Fault::new("optimizer.adamw.clip_norm", "gradients clipped to this teach nothing")
+                    .found(limit.to_string())
+                    .expected("a number above 0, such as 1.0"),
+            );
+        }
+        faults
     }
 }
 
@@ -129,8 +154,7 @@ impl Learner {
     pub fn restore(&mut self, folder: &Path, steps: u64) -> Result<(), Error> {
         let saved = Decoder::from_folder(folder)?;
         self.decoder.copy_from(&saved)?;
-        self.optimizer =
-            AdamW::load(self.config.adamw.clone(), &folder.join(OPTIMIZER_FILE))?;
+        self.optimizer = AdamW::load(self.config.adamw.clone(), &folder.join(OPTIMIZER_FILE))?;
         self.steps = steps;
         Ok(())
     }
@@ -142,7 +166,9 @@ impl Learner {
     pub fn next_token_step(&mut self, sequences: &[Sequence]) -> Result<Metrics, Error> {
         let scored: usize = sequences.iter().map(Sequence::scored_tokens).sum();
         if scored == 0 {
-            return Err(Error::Data("a training batch holds no token to learn from".into()));
+            return Err(Error::Data("a training batch holds no token to learn from: what `loss_on` marks lies beyond the \
+                 longest sequence (model.context, sequence_tokens), or there is none"
+                    .into()));
         }
         let lengths: Vec<usize> = sequences.iter().map(|it| it.tokens().len()).collect();
         let mut gradients = GradientSet::new();
@@ -298,11 +324,7 @@ impl Learner {
         Ok((metrics, mismatch / total))
     }
 
-    fn annotate_reference(
-        &self,
-        samples: &mut [Sample],
-        temperature: f64,
-    ) -> Result<(), Error> {
+    fn annotate_reference(&self, samples: &mut [Sample], temperature: f64) -> Result<(), Error> {
         let Some(reference) = &self.reference else { return Ok(()) };
         let lengths: Vec<usize> = samples.iter().map(|it| it.sequence.tokens().len()).collect();
         for run in token_budget_runs(&lengths, self.config.micro_batch_tokens) {
@@ -353,13 +375,16 @@ impl Learner {
     fn step(&mut self, gradients: &GradientSet) -> Result<Metrics, Error> {
         let factor = self.config.schedule.factor(self.steps, self.total_steps);
         let rate = self.config.learning_rate * factor;
-        let report =
-            self.optimizer.step(self.decoder.parameters(), gradients, rate).map_err(|e| {
-                match e {
-                    PolicyError::Gradient { .. } => Error::Diverged(e.to_string()),
-                    other => other.into(),
-                }
-            })?;
+        let report = self.optimizer.step(self.decoder.parameters(), gradients, rate).map_err(
+            |e| match e {
+                PolicyError::Gradient { .. } => Error::Diverged(e.to_string()),
+                other => other.into(),
+            },
+        )?;
+        if !report.update_norm.is_finite() {
+            let told = format!("a step of {} on the weights is no number", report.update_norm);
+            return Err(Error::Diverged(told));
+        }
         self.steps += 1;
         let mut metrics = Metrics::new();
         metrics.set("learner/grad_norm", report.grad_norm);

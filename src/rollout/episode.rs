@@ -97,8 +97,16 @@ impl LiveEpisode {
     /// Takes the reply that was asked for; says what comes next.
     ///
     /// # Errors
-    /// What went wrong, if the environment breaks (panics included).
+    /// What went wrong, if the environment breaks (panics included) or the prompt fills the
+    /// context: a reply that could not begin is no reply.
     pub fn reply(&mut self, completion: Completion, renderer: &Renderer) -> Result<Next, String> {
+        if completion.tokens.is_empty() && self.turns.is_empty() {
+            return Err(format!(
+                "a prompt of {} tokens leaves no room for a reply in the model's context; raise \
+                 model.context or shorten the tasks",
+                self.tokens.len()
+            ));
+        }
         let text = renderer.reply_text(&completion.tokens).map_err(|e| e.to_string())?;
         let start = self.tokens.len();
         let ended = completion.finish == FinishReason::Stop

@@ -110,6 +110,10 @@ pub fn read(
             sound = false;
         }
     }
+    for fault in config.optimizer.faults() {
+        problems.at(table, fault);
+        sound = false;
+    }
     if !sound {
         return None;
     }
@@ -140,7 +144,8 @@ impl NextTokenStage {
             return Ok(());
         }
         let budget = self.config.optimizer.micro_batch_tokens;
-        let (loss, tokens) = Learner::evaluate_loss(learner.decoder(), &held_out.sequences, budget)?;
+        let (loss, tokens) =
+            Learner::evaluate_loss(learner.decoder(), &held_out.sequences, budget)?;
         let mut metrics = Metrics::new();
         metrics.set("eval/loss_nats", loss);
         let bits = loss * tokens as f64 / std::f64::consts::LN_2;

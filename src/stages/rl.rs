@@ -6,6 +6,7 @@
 //! by that many steps while the learner works.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -159,8 +160,12 @@ fn read(
     let entry = context.registry.algorithms.iter().find(|it| it.name == name).copied();
     if entry.is_none() {
         let names = context.registry.algorithms.iter().map(|it| it.name);
-        let fault =
-            tallow_verifiers::ConfigFault::unknown_name("algorithm.name", "algorithm", &name, names);
+        let fault = tallow_verifiers::ConfigFault::unknown_name(
+            "algorithm.name",
+            "algorithm",
+            &name,
+            names,
+        );
         problems.at(table, fault.into());
     }
     let algorithm = entry.and_then(|entry| match &algorithm_table {
@@ -272,9 +277,10 @@ pub fn read_verifier(
     {
         let kinds: Vec<String> =
             verifier.reference_kinds().iter().map(ToString::to_string).collect();
-        let fault = Fault::new("verifier", format!("`{name}` cannot judge this environment's tasks"))
-            .found(format!("references of kind {}", environment.reference_kind()))
-            .expected(kinds.join(" or "));
+        let fault =
+            Fault::new("verifier", format!("`{name}` cannot judge this environment's tasks"))
+                .found(format!("references of kind {}", environment.reference_kind()))
+                .expected(kinds.join(" or "));
         problems.at(table, fault);
     }
     let mut settings = options;
@@ -339,6 +345,7 @@ fn faults(config: &RlConfig, algorithm: &dyn Algorithm) -> Vec<Fault> {
                 .expected("0, or rollout.lockstep = false"),
         );
     }
+    faults.extend(config.optimizer.faults());
     if let Some(probability) = config.coin_reward
         && !(0.0..=1.0).contains(&probability)
     {
@@ -359,6 +366,16 @@ impl RlStage {
 
     fn slots(&self) -> usize {
         self.config.rollout.slots.unwrap_or(self.episodes()).max(1)
+    }
+
+    /// The last step whose rollouts may be under way while `step` is learned from: no further
+    /// ahead than allowed, and not past an evaluation, which samples by itself.
+    fn furthest(&self, step: u64) -> u64 {
+        let ahead = step + self.config.rollout.max_staleness;
+        match self.config.evaluation.every {
+            0 => ahead,
+            every => ahead.min((step / every + 1) * every - 1),
+        }
     }
 
     fn plans(&self, step: u64, order: &mut TaskOrder, seed: Seed) -> Vec<GroupPlan> {
@@ -430,7 +447,10 @@ impl RlStage {
             it.verdict.outcome == Outcome::Correct
         };
         metrics.set("rollout/accuracy", mean(&|it| is(right(it))));
-        metrics.set("rollout/malformed_share", mean(&|it| is(it.verdict.outcome == Outcome::Malformed)));
+        metrics.set(
+            "rollout/malformed_share",
+            mean(&|it| is(it.verdict.outcome == Outcome::Malformed)),
+        );
         metrics.set("rollout/reply_tokens_mean", mean(&|it| it.trajectory.sampled_tokens() as f64));
         for (name, wanted) in
             [("rollout/reply_tokens_right", true), ("rollout/reply_tokens_wrong", false)]
@@ -458,9 +478,11 @@ impl RlStage {
         metrics.set("rollout/verifier_errors", broken(&|it| it.verifier_errors.len()));
         for (name, texts) in &self.config.phrases {
             let share = mean(&|it| {
-                is(it.trajectory.transcript.replies().any(|reply| {
-                    texts.iter().any(|text| reply.contains(text.as_str()))
-                }))
+                is(it
+                    .trajectory
+                    .transcript
+                    .replies()
+                    .any(|reply| texts.iter().any(|text| reply.contains(text.as_str()))))
             });
             metrics.set(&format!("phrase/{name}_share"), share);
         }
@@ -550,13 +572,14 @@ impl Stage for RlStage {
         let renderer = Arc::new(Renderer::new(Arc::clone(&tokenizer))?);
         let updates = config.steps * (config.epochs * config.minibatches) as u64;
         let with_reference = algorithm.requires().reference;
-        let mut learner =
-            Learner::new(decoder, config.optimizer.clone(), updates, with_reference)?;
+        let mut learner = Learner::new(decoder, config.optimizer.clone(), updates, with_reference)?;
         let mut first = 0;
+        let mut evaluated = false;
         if let Some(checkpoint) = run.resume()? {
             let state: RlState = checkpoint.state()?;
             learner.restore(&checkpoint.path, state.optimizer_steps)?;
             first = checkpoint.step;
+            evaluated = state.evaluated;
         }
         let engine = Engine::new(learner.decoder(), Arc::clone(&tokenizer), self.slots())?;
         let mut pool = RolloutPool::new(
@@ -589,27 +612,32 @@ impl Stage for RlStage {
             }
         };
         pool.publish(share(&learner)?, first)?;
-        if first == 0 {
-            self.evaluate(0, &mut pool, &renderer, run)?;
+        if !evaluated {
+            self.evaluate(first, &mut pool, &renderer, run)?;
         }
         let bar = run.bar(config.steps, "steps");
         bar.start_at(first);
         let mut started = first;
         for step in first..config.steps {
             let clock = Instant::now();
-            while started < config.steps && started <= step + config.rollout.max_staleness {
-                pool.start(&self.plans(started, &mut order, seed))?;
-                started += 1;
+            let collected = (|| {
+                while started < config.steps && started <= self.furthest(step) {
+                    pool.start(&self.plans(started, &mut order, seed))?;
+                    started += 1;
+                }
+                pool.finish(config.groups_per_step)
+            })();
+            if matches!(collected, Err(Error::Interrupted)) && step > first {
+                run.keep(step, |folder| save(&learner, true, folder))?;
             }
-            let groups = pool.finish(config.groups_per_step)?;
+            let groups = collected?;
             let rollout_s = clock.elapsed().as_secs_f64();
             self.refuse_if_broken(step, &groups)?;
             let mut metrics = self.rollout_metrics(&groups);
             let reuse = Reuse { epochs: config.epochs, minibatches: config.minibatches };
             let sampling = (config.sampling.temperature, config.sampling.max_tokens);
             let shuffle = seed.derive(&[MINIBATCH_STREAM, step]);
-            metrics
-                .extend(learner.update(&*algorithm, &groups, reuse, sampling, step, shuffle)?);
+            metrics.extend(learner.update(&*algorithm, &groups, reuse, sampling, step, shuffle)?);
             let done = step + 1;
             pool.publish(share(&learner)?, done)?;
             let sampled: usize = groups
@@ -636,15 +664,14 @@ impl Stage for RlStage {
             ));
             let every = config.evaluation.every;
             if done == config.steps || (every > 0 && done % every == 0) {
-                // What runs ahead is finished first: an evaluation samples by itself.
-                if started == done {
-                    self.evaluate(done, &mut pool, &renderer, run)?;
+                let evaluated = self.evaluate(done, &mut pool, &renderer, run);
+                if matches!(evaluated, Err(Error::Interrupted)) {
+                    run.keep(done, |folder| save(&learner, false, folder))?;
                 }
+                evaluated?;
             }
-            let state = RlState { optimizer_steps: learner.steps() };
             run.checkpoint(done, config.steps, config.checkpoint_every, |folder| {
-                learner.save(folder)?;
-                crate::run::save_state(folder, &state)
+                save(&learner, true, folder)
             })?;
         }
         drop(pool);
@@ -657,6 +684,13 @@ impl Stage for RlStage {
 #[derive(Deserialize, Serialize)]
 struct RlState {
     optimizer_steps: u64,
+    /// False if the evaluation that follows this step was interrupted: it is made up for.
+    evaluated: bool,
+}
+
+fn save(learner: &Learner, evaluated: bool, folder: &Path) -> Result<(), Error> {
+    learner.save(folder)?;
+    crate::run::save_state(folder, &RlState { optimizer_steps: learner.steps(), evaluated })
 }
 
 /// Lays `over` on `under`, table by table.

@@ -1,0 +1,273 @@
+//! Numbers that must agree: sampler and learner, one micro-batch and many, one slot and many.
+
+use std::sync::Arc;
+
+use serde_json::json;
+use tallow::algorithms::{self, Algorithm};
+use tallow::learner::batch::{MicroBatch, Sequence};
+use tallow::learner::{Learner, OptimizerConfig, Reuse};
+use tallow::model::ModelSettings;
+use tallow::renderer::Renderer;
+use tallow::rollout::trajectory::{ScoredGroup, ScoredTrajectory, Trajectory, Turn};
+use tallow_envs::{BuildContext, Environments, Seed, Split};
+use tallow_policies::{
+    AdamWConfig, Completion, Decoder, Engine, InitOptions, Request, SamplingParams, TokenId,
+    Tokenizer,
+};
+use tallow_verifiers::{Transcript, Verdict};
+
+/// f32 sums in another order differ by this much, relative to their size.
+const AGREEMENT: f64 = 1e-5;
+
+const TEMPERATURE: f64 = 0.8;
+const MAX_TOKENS: usize = 12;
+const GROUP: usize = 6;
+
+/// A policy and the groups it played: prompts of 2 to 7 digits, replies of 1 to 12 tokens.
+struct Scene {
+    decoder: Decoder,
+    tokenizer: Arc<Tokenizer>,
+    prompts: Vec<Arc<[TokenId]>>,
+    groups: Vec<ScoredGroup>,
+}
+
+impl Scene {
+    fn new(family: &str) -> Self {
+        let tokenizer = Tokenizer::of_characters(["0123456789+=?"], None).expect("an alphabet");
+        let tokenizer = Arc::new(tokenizer);
+        let settings = ModelSettings {
+            family: family.into(),
+            layers: 2,
+            hidden: 32,
+            heads: 4,
+            kv_heads: Some(2),
+            context: 40,
+            // Wide enough that replies are not uniform noise.
+            init: InitOptions { std: Some(0.2), ..InitOptions::default() },
+            ..ModelSettings::default()
+        };
+        let config = settings.config(tokenizer.vocabulary_size()).expect("sound sizes");
+        let decoder = Decoder::new(config, &settings.init, 5).expect("a decoder");
+        let renderer = Renderer::new(Arc::clone(&tokenizer)).expect("no template");
+        let mut scene = Self { decoder, tokenizer, prompts: Vec::new(), groups: Vec::new() };
+        let environments = Environments::builtin();
+        for digits in 2..8 {
+            let context = BuildContext { folder: ".".into(), seed: Seed(1) };
+            let environment = environments
+                .build("digit_sum", json!({ "digits": digits }), &context)
+                .expect("the environment is built in");
+            let task = Arc::new(environment.task(Split::Train, 0).expect("a first task"));
+            scene.prompts.push(renderer.prompt(&task.prompt).expect("a prompt").into());
+            scene.groups.push(ScoredGroup {
+                task,
+                members: Vec::new(),
+                environment_errors: Vec::new(),
+                verifier_errors: Vec::new(),
+            });
+        }
+        let params = SamplingParams {
+            temperature: TEMPERATURE,
+            max_tokens: MAX_TOKENS,
+            ..SamplingParams::default()
+        };
+        let completions = scene.completions(&params, scene.prompts.len() * GROUP);
+        for (index, completion) in completions.into_iter().enumerate() {
+            let (group, member) = (index / GROUP, index % GROUP);
+            let scored = scene.scored(group, member, completion);
+            scene.groups[group].members.push(scored);
+        }
+        scene
+    }
+
+    /// Replies to every prompt, [`GROUP`] each, sampled in `slots` slots.
+    fn completions(&self, params: &SamplingParams, slots: usize) -> Vec<Completion> {
+        let params = Arc::new(params.clone());
+        let mut engine =
+            Engine::new(&self.decoder, Arc::clone(&self.tokenizer), slots).expect("an engine");
+        let requests = (0..self.prompts.len() * GROUP)
+            .map(|it| Request {
+                id: it as u64,
+                prompt: Arc::clone(&self.prompts[it / GROUP]),
+                params: Arc::clone(&params),
+                seed: it as u64,
+            })
+            .collect();
+        engine.generate(requests).expect("replies")
+    }
+
+    /// A reply with a reward that differs within its group.
+    fn scored(&self, group: usize, member: usize, completion: Completion) -> ScoredTrajectory {
+        let prompt = &self.prompts[group];
+        let mut tokens = prompt.to_vec();
+        tokens.extend_from_slice(&completion.tokens);
+        let turn = Turn { range: prompt.len()..tokens.len(), logprobs: completion.logprobs };
+        let trajectory = Trajectory {
+            member,
+            tokens,
+            turns: vec![turn],
+            transcript: Transcript::of_reply(self.groups[group].task.prompt.clone(), ""),
+            versions: 0..=0,
+        };
+        let reward = ((member * 7 + group * 3) % 5) as f32 / 4.0;
+        ScoredTrajectory { trajectory, verdict: Verdict::correct(), reward }
+    }
+
+    fn members(&self) -> impl Iterator<Item = &Trajectory> {
+        self.groups.iter().flat_map(|it| &it.members).map(|it| &it.trajectory)
+    }
+
+    fn sequences(&self) -> Vec<Sequence> {
+        let sequence = |it: &Trajectory| {
+            Sequence::with_stretches(it.tokens.clone(), it.turns.iter().map(|it| it.range.clone()))
+        };
+        self.members().map(sequence).collect()
+    }
+
+    fn learner(&self, micro_batch_tokens: usize, with_reference: bool) -> Learner {
+        let config = OptimizerConfig {
+            learning_rate: 1e-3,
+            // AdamW divides a gradient by its size; with the usual eps a gradient of rounding noise
+            // alone would move its weight by a whole step, in either direction.
+            adamw: AdamWConfig { eps: 1e-3, ..AdamWConfig::default() },
+            micro_batch_tokens,
+            ..OptimizerConfig::default()
+        };
+        let decoder = self.decoder.snapshot().expect("a copy");
+        Learner::new(decoder, config, 10, with_reference).expect("a learner")
+    }
+}
+
+fn grpo(options: serde_json::Value) -> Box<dyn Algorithm> {
+    let entry = algorithms::BUILTIN.iter().find(|it| it.name == "grpo").expect("grpo is built in");
+    (entry.build)(options).expect("sound options")
+}
+
+/// Asserts that two numbers agree, relative to their size but never finer than to `floor`.
+fn check_close(one: f64, other: f64, floor: f64, what: &str) {
+    let scale = one.abs().max(other.abs()).max(floor);
+    assert!((one - other).abs() <= AGREEMENT * scale, "{what}: {one} and {other}");
+}
+
+/// Asserts that all weights agree, tensor by tensor, relative to the tensor's length.
+fn check_same_weights(one: &Decoder, other: &Decoder, what: &str) {
+    let weights = |it: &Decoder| -> Vec<(String, Vec<f32>)> {
+        let flat = |(name, tensor): (&str, &candle_core::Var)| {
+            let values = tensor.flatten_all().and_then(|it| it.to_vec1()).expect("f32 values");
+            (name.to_owned(), values)
+        };
+        it.parameters().iter().map(flat).collect()
+    };
+    for ((name, one), (_, other)) in weights(one).iter().zip(&weights(other)) {
+        let length = |values: &mut dyn Iterator<Item = f32>| {
+            values.map(|it| f64::from(it).powi(2)).sum::<f64>().sqrt()
+        };
+        let apart = length(&mut one.iter().zip(other).map(|(one, other)| one - other));
+        let size = length(&mut one.iter().copied()).max(1e-3);
+        assert!(apart <= AGREEMENT * size, "{what}: {name} is {apart} apart of {size}");
+    }
+}
+
+#[test]
+fn the_learner_finds_the_log_probabilities_the_sampler_recorded() {
+    for family in ["llama", "qwen2", "qwen3"] {
+        let scene = Scene::new(family);
+        let lengths: std::collections::BTreeSet<usize> =
+            scene.members().map(Trajectory::sampled_tokens).collect();
+        assert!(lengths.len() > 3, "the replies have mixed lengths: {lengths:?}");
+        let sequences = scene.sequences();
+        let frozen = scene.decoder.frozen();
+        let found = Learner::score(&frozen, &MicroBatch::pack(&sequences), TEMPERATURE)
+            .expect("log-probabilities");
+        let recorded: Vec<f32> = scene.members().flat_map(Trajectory::logprobs).collect();
+        assert_eq!(found.len(), recorded.len());
+        let sum: f64 =
+            found.iter().zip(&recorded).map(|(now, then)| f64::from((now - then).abs())).sum();
+        let mean = sum / found.len() as f64;
+        assert!(mean < 1e-5, "{family}: mean |log ratio| is {mean} nats");
+        // The learner reports the same of its own first pass.
+        let mut learner = scene.learner(64, false);
+        let reuse = Reuse { epochs: 1, minibatches: 1 };
+        let metrics = learner
+            .update(&*grpo(json!({})), &scene.groups, reuse, (TEMPERATURE, MAX_TOKENS), 0, Seed(1))
+            .expect("an update");
+        let told = metrics.value("learner/sampler_mismatch_nats").expect("it is measured");
+        assert!(told < 1e-5, "{family}: the learner reports {told} nats");
+    }
+}
+
+#[test]
+fn the_cut_into_micro_batches_changes_no_rl_update() {
+    let scene = Scene::new("qwen2");
+    let tokens: usize = scene.members().map(|it| it.tokens.len()).sum();
+    for aggregation in ["token_mean", "sequence_mean", "constant_length"] {
+        for kl_weight in [0.0, 0.1] {
+            let algorithm = grpo(json!({ "aggregation": aggregation, "kl_weight": kl_weight }));
+            let what = format!("{aggregation} with kl_weight {kl_weight}");
+            let mut updated = |micro_batch_tokens: usize| {
+                let with_reference = algorithm.requires().reference;
+                let mut learner = scene.learner(micro_batch_tokens, with_reference);
+                let reuse = Reuse { epochs: 2, minibatches: 2 };
+                let sampling = (TEMPERATURE, MAX_TOKENS);
+                let metrics = learner
+                    .update(&*algorithm, &scene.groups, reuse, sampling, 0, Seed(1))
+                    .expect("an update");
+                assert_eq!(learner.steps(), 4);
+                (metrics, learner)
+            };
+            let (whole, one) = updated(tokens);
+            for budget in [1, 37, tokens / 3] {
+                let (cut, other) = updated(budget);
+                for name in ["learner/grad_norm", "learner/loss", "learner/entropy_nats"] {
+                    let value = |it: &tallow::tracking::Metrics| it.value(name).expect("a metric");
+                    // The loss of normalised advantages is a sum that nearly cancels.
+                    check_close(value(&whole), value(&cut), 0.1, &format!("{what}: {name}"));
+                }
+                check_same_weights(one.decoder(), other.decoder(), &what);
+            }
+        }
+    }
+}
+
+#[test]
+fn the_cut_into_micro_batches_changes_no_next_token_step() {
+    let scene = Scene::new("llama");
+    let sequences = scene.sequences();
+    let stepped = |micro_batch_tokens: usize| {
+        let mut learner = scene.learner(micro_batch_tokens, false);
+        let first = learner.next_token_step(&sequences).expect("a step");
+        learner.next_token_step(&sequences).expect("a second step");
+        (first, learner)
+    };
+    let (whole, one) = stepped(usize::MAX);
+    for budget in [1, 37, 200] {
+        let (cut, other) = stepped(budget);
+        for name in ["train/loss_nats", "learner/grad_norm"] {
+            let value = |it: &tallow::tracking::Metrics| it.value(name).expect("a metric");
+            check_close(value(&whole), value(&cut), 0.0, name);
+        }
+        check_same_weights(one.decoder(), other.decoder(), "next-token step");
+    }
+}
+
+#[test]
+fn shared_prompts_and_refilled_slots_change_no_reply() {
+    for family in ["llama", "qwen2", "qwen3"] {
+        let scene = Scene::new(family);
+        let params = SamplingParams {
+            temperature: 0.0,
+            max_tokens: MAX_TOKENS,
+            ..SamplingParams::default()
+        };
+        let alone = scene.completions(&params, 1);
+        for slots in [3, 7, scene.prompts.len() * GROUP] {
+            let together = scene.completions(&params, slots);
+            for (index, (one, other)) in alone.iter().zip(&together).enumerate() {
+                assert_eq!(one.tokens, other.tokens, "{family}: reply {index} in {slots} slots");
+                assert_eq!(one.finish, other.finish);
+                for (one, other) in one.logprobs.iter().zip(&other.logprobs) {
+                    assert!((one - other).abs() < 1e-4, "{family}: {one} and {other} nats");
+                }
+            }
+        }
+    }
+}
