@@ -39,9 +39,8 @@ const DEFAULT_SEED: u64 = 1;
 ///
 /// A line holds `{"prompt"}`, `{"messages"}` or `{"prompt_ids"}`; it comes back with
 /// `"prompt_ids"` and `"completions"`.
-///
-/// Example: tallow generate --model models/rl --prompts prompts.jsonl --n 4 --max-tokens 64
 #[derive(Args)]
+#[command(after_help = "Example: tallow generate --model models/rl --prompts prompts.jsonl --n 4 --max-tokens 64")]
 pub struct GenerateArgs {
     /// A Hugging Face folder.
     #[arg(long, value_name = "DIR")]
@@ -106,9 +105,8 @@ impl SamplingArgs {
 ///
 /// A line holds `{"text"}`, `{"ids"}` or `{"messages"}`; out comes `{"ids", "logprobs", "nll_nats",
 /// "tokens", "bytes"}`, where the first token, which nothing predicts, has the log-probability null.
-///
-/// Example: tallow score --model models/pretrain --data text.jsonl
 #[derive(Args)]
+#[command(after_help = "Example: tallow score --model models/pretrain --data text.jsonl")]
 pub struct ScoreArgs {
     /// A Hugging Face folder.
     #[arg(long, value_name = "DIR")]
@@ -122,9 +120,8 @@ pub struct ScoreArgs {
 }
 
 /// pass@k of a model on an environment, with 95 % intervals.
-///
-/// Example: tallow eval --model models/rl --env digit_sum --limit 256 --samples 16 --k 1,4,16
 #[derive(Args)]
+#[command(after_help = "Example: tallow eval --model models/rl --env digit_sum --limit 256 --samples 16 --k 1,4,16")]
 pub struct EvalArgs {
     /// A Hugging Face folder.
     #[arg(long, value_name = "DIR")]
@@ -159,9 +156,8 @@ pub struct EvalArgs {
 }
 
 /// Talk to a model in the terminal; an empty line or Ctrl-D ends.
-///
-/// Example: tallow chat --model SmolLM2-135M-Instruct
 #[derive(Args)]
+#[command(after_help = "Example: tallow chat --model SmolLM2-135M-Instruct")]
 pub struct ChatArgs {
     /// A Hugging Face folder.
     #[arg(long, value_name = "DIR")]

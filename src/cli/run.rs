@@ -15,9 +15,8 @@ use crate::registry::Registry;
 use crate::run::{RunOptions, run_experiment};
 
 /// Run the stages of an experiment.
-///
-/// Example: tallow run experiments/emergence --set rl.steps=30
 #[derive(Args)]
+#[command(after_help = "Example: tallow run experiments/emergence --set rl.steps=30")]
 pub struct RunArgs {
     /// A TOML file, or a folder that holds config.toml.
     config: PathBuf,
@@ -36,9 +35,8 @@ pub struct RunArgs {
 }
 
 /// Check everything a run would, without starting it; all problems at once.
-///
-/// Example: tallow check experiments/emergence
 #[derive(Args)]
+#[command(after_help = "Example: tallow check experiments/emergence")]
 pub struct CheckArgs {
     /// A TOML file, or a folder that holds config.toml.
     config: PathBuf,

@@ -20,9 +20,8 @@ use crate::rollout::episode::contained;
 ///
 /// A case is `{"id", "gold", "pred"}`, where `pred` is a reply and `gold` the answer it should give
 /// (a string, or an object for verifiers with structured references).
-///
-/// Example: tallow verify numeric --cases cases.jsonl --out verdicts.jsonl
 #[derive(Args)]
+#[command(after_help = "Example: tallow verify numeric --cases cases.jsonl --out verdicts.jsonl")]
 pub struct VerifyArgs {
     /// A verifier, see `tallow list verifiers`.
     name: String,

@@ -37,7 +37,7 @@ use crate::tracking::Metrics;
 /// This stage's row.
 pub const ENTRY: StageEntry = StageEntry {
     name: "rl",
-    summary: "rollouts, verdicts, policy gradient",
+    summary: "rollouts, verdicts, policy gradient; tables env, verifier, algorithm",
     read,
     default_options: || json!(RlConfig::default()),
 };
