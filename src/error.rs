@@ -98,6 +98,13 @@ impl Error {
         match self {
             Self::Usage { hint, .. } => hint.clone(),
             Self::Store(error) => error.hint(),
+            Self::Policy(PolicyError::File { path, source, .. })
+                if source.raw_os_error().is_some() =>
+            {
+                let code = source.raw_os_error()?;
+                let source = std::io::Error::from_raw_os_error(code);
+                StoreError::new("write", path, source).hint()
+            }
             Self::File { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
                 Some("check the path; it is taken from the configuration's folder, then from here".into())
             }

@@ -56,7 +56,7 @@ pub enum PolicyError {
     },
 
     /// What the model computes stopped being numbers, though its weights are.
-    #[error("{what} hold NaN or an infinity: training diverged, or the weights are damaged")]
+    #[error("{what} hold NaN or an infinity, though the weights are numbers")]
     NotFinite {
         /// What was computed, in the plural.
         what: &'static str,

@@ -25,7 +25,9 @@ use std::time::Duration;
 
 use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, TryRecvError, bounded};
 use tallow_envs::{Environment, Seed, Split, Task};
-use tallow_policies::{Completion, Decoder, Engine, PolicyVersion, Request, SamplingParams};
+use tallow_policies::{
+    Completion, Decoder, Engine, PolicyError, PolicyVersion, Request, SamplingParams,
+};
 
 use super::episode::{EpisodePlan, LiveEpisode, Next, contained};
 use super::scoring::Scoring;
@@ -41,7 +43,7 @@ const INTERRUPT_POLL: Duration = Duration::from_millis(50);
 pub struct PoolLimits {
     /// Worker threads that play episodes.
     pub threads: usize,
-    /// Most episodes in flight; what is asked for beyond waits.
+    /// Most episodes in flight, at least the largest group; what is asked for beyond waits.
     pub episodes: usize,
     /// Most replies in one episode.
     pub max_turns: usize,
@@ -113,7 +115,7 @@ enum ToEngine {
 enum Event {
     Ended { group: u64, outcome: Result<Trajectory, String> },
     Scored { group: u64, scored: ScoredGroup },
-    EngineFailed(String),
+    EngineFailed(Error),
 }
 
 impl RolloutPool {
@@ -248,6 +250,11 @@ impl RolloutPool {
 
     fn begin(&mut self, plans: &[GroupPlan]) -> Result<(), Error> {
         let episodes: usize = plans.iter().map(|it| it.size).sum();
+        // With more in flight than the channels hold, engine and workers would wait for each other.
+        if self.in_flight + episodes > self.limits.episodes {
+            let most = self.limits.episodes;
+            return Err(Error::Sampling(format!("{episodes} episodes at once, at most {most}")));
+        }
         let mut starting = Vec::with_capacity(episodes);
         for plan in plans {
             let environment = &self.environment;
@@ -305,7 +312,7 @@ impl RolloutPool {
             }
         };
         match event {
-            Event::EngineFailed(problem) => Err(Error::Sampling(problem)),
+            Event::EngineFailed(error) => Err(error),
             Event::Scored { group, scored } => {
                 if let Some(pending) = self.groups.get_mut(&group) {
                     pending.scored = Some(scored);
@@ -424,12 +431,15 @@ impl EngineLoop {
         let ran = contained("the engine", || {
             if self.lockstep { self.run_lockstep() } else { self.run_free() }
         });
-        if let Err(problem) | Ok(Err(problem)) = ran {
-            drop(self.events.send(Event::EngineFailed(problem)));
-        }
+        let error = match ran {
+            Ok(Ok(())) => return,
+            Ok(Err(error)) => error,
+            Err(panic) => Error::Sampling(panic),
+        };
+        drop(self.events.send(Event::EngineFailed(error)));
     }
 
-    fn run_lockstep(&mut self) -> Result<(), String> {
+    fn run_lockstep(&mut self) -> Result<(), Error> {
         let mut asked: Vec<Request> = Vec::new();
         let mut live = 0;
         loop {
@@ -460,7 +470,7 @@ impl EngineLoop {
         }
     }
 
-    fn run_free(&mut self) -> Result<(), String> {
+    fn run_free(&mut self) -> Result<(), Error> {
         loop {
             loop {
                 let message = if self.engine.is_idle() {
@@ -485,8 +495,12 @@ impl EngineLoop {
         }
     }
 
-    fn sample(&mut self) -> Result<(), String> {
-        for (id, completion) in self.engine.step().map_err(|e| e.to_string())? {
+    fn sample(&mut self) -> Result<(), Error> {
+        let finished = self.engine.step().map_err(|e| match e {
+            PolicyError::NotFinite { .. } => Error::Diverged(e.to_string()),
+            other => Error::Sampling(other.to_string()),
+        })?;
+        for (id, completion) in finished {
             let episode = self.waiting.remove(&id).expect("a finished request was waited for");
             // A closed channel means the pool is going down; the mailbox will say so next.
             drop(self.jobs.send(Job::Reply(episode, completion)));

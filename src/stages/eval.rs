@@ -129,7 +129,7 @@ impl Stage for EvalStage {
             engine,
             PoolLimits {
                 threads: run.threads(),
-                episodes: config.slots,
+                episodes: config.slots.max(config.evaluation.samples),
                 max_turns: config.max_turns,
                 lockstep: true,
             },

@@ -593,7 +593,8 @@ impl Stage for RlStage {
             engine,
             PoolLimits {
                 threads: config.rollout.threads.unwrap_or_else(|| run.threads()),
-                episodes: self.episodes(),
+                // A group plays as a whole: an evaluation's may be larger than a step.
+                episodes: self.episodes().max(config.evaluation.samples),
                 max_turns: config.rollout.max_turns,
                 lockstep: config.rollout.lockstep,
             },
