@@ -296,7 +296,7 @@ fn a_used_folder_and_a_changed_configuration_are_refused() {
     let scene = Scene::new();
     stopped_run(&scene);
     let run = |out: &str, more: &[&str]| {
-        let all = ["run", "tiny.toml", "-q", "--out", out].iter().chain(more).copied();
+        let all = ["run", "tiny.toml", "-q", "--out", out].into_iter().chain(more.iter().copied());
         scene.output(all)
     };
     let before = scene.read("run/metrics.jsonl");

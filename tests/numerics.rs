@@ -203,7 +203,7 @@ fn the_cut_into_micro_batches_changes_no_rl_update() {
         for kl_weight in [0.0, 0.1] {
             let algorithm = grpo(json!({ "aggregation": aggregation, "kl_weight": kl_weight }));
             let what = format!("{aggregation} with kl_weight {kl_weight}");
-            let mut updated = |micro_batch_tokens: usize| {
+            let updated = |micro_batch_tokens: usize| {
                 let with_reference = algorithm.requires().reference;
                 let mut learner = scene.learner(micro_batch_tokens, with_reference);
                 let reuse = Reuse { epochs: 2, minibatches: 2 };

@@ -186,6 +186,14 @@ impl RolloutPool {
     /// # Errors
     /// If a task cannot be made, the engine failed, or the user interrupted.
     pub fn start(&mut self, plans: &[GroupPlan]) -> Result<(), Error> {
+        if self.limits.lockstep {
+            // As one: an engine told of them one by one may begin before it hears of the last, and
+            // what is sampled together would depend on the threads.
+            while self.in_flight > 0 {
+                self.handle_event()?;
+            }
+            return self.begin(plans);
+        }
         for plan in plans {
             while self.in_flight > 0 && self.in_flight + plan.size > self.limits.episodes {
                 self.handle_event()?;
