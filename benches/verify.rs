@@ -13,7 +13,7 @@ fn verify(criterion: &mut Criterion) {
             .into_iter()
             .filter_map(|case| {
                 let verifier = verifiers.build(entry.name(), case.options).ok()?;
-                Some((verifier, Transcript::of_reply("", &case.reply), case.reference))
+                Some((verifier, Transcript::of_reply(Vec::new(), case.reply), case.reference))
             })
             .collect();
         group.throughput(Throughput::Elements(cases.len() as u64));

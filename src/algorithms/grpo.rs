@@ -153,7 +153,8 @@ mod tests {
     #[test]
     fn credit_is_the_standardised_reward() {
         let std = GrpoConfig::default();
-        check_credit(&std, &[1.0, 0.0], &[0.7071, -0.7071]);
+        let half = std::f32::consts::FRAC_1_SQRT_2;
+        check_credit(&std, &[1.0, 0.0], &[half, -half]);
         check_credit(&std, &[1.0, 0.0, 0.0, 0.0], &[1.5, -0.5, -0.5, -0.5]);
         check_credit(&std, &[1.0, 1.0, 1.0], &[0.0, 0.0, 0.0]);
         let center = GrpoConfig { normalise: Normalise::Center, ..std };

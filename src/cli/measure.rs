@@ -10,7 +10,9 @@ use crate::error::Error;
 
 /// Measure speed on this machine; prints one JSON line.
 #[derive(Args)]
-#[command(after_help = "Example: tallow bench grpo --model DIR --random-init --prompts 8 --group 8")]
+#[command(
+    after_help = "Example: tallow bench grpo --model DIR --random-init --prompts 8 --group 8"
+)]
 pub struct BenchArgs {
     #[command(subcommand)]
     what: What,

@@ -30,7 +30,13 @@ struct Cli {
 #[derive(Args, Clone)]
 pub struct Common {
     /// Device to compute on.
-    #[arg(long, global = true, help_heading = "Common options", default_value = "auto", value_name = "auto|cpu|cuda[:N]")]
+    #[arg(
+        long,
+        global = true,
+        help_heading = "Common options",
+        default_value = "auto",
+        value_name = "auto|cpu|cuda[:N]"
+    )]
     device: String,
     /// Threads for tensors, verification and rollouts; default: one for each core.
     #[arg(long, global = true, help_heading = "Common options", value_name = "N")]

@@ -40,7 +40,9 @@ const DEFAULT_SEED: u64 = 1;
 /// A line holds `{"prompt"}`, `{"messages"}` or `{"prompt_ids"}`; it comes back with
 /// `"prompt_ids"` and `"completions"`.
 #[derive(Args)]
-#[command(after_help = "Example: tallow generate --model models/rl --prompts prompts.jsonl --n 4 --max-tokens 64")]
+#[command(
+    after_help = "Example: tallow generate --model models/rl --prompts prompts.jsonl --n 4 --max-tokens 64"
+)]
 pub struct GenerateArgs {
     /// A Hugging Face folder.
     #[arg(long, value_name = "DIR")]
@@ -121,7 +123,9 @@ pub struct ScoreArgs {
 
 /// pass@k of a model on an environment, with 95 % intervals.
 #[derive(Args)]
-#[command(after_help = "Example: tallow eval --model models/rl --env digit_sum --limit 256 --samples 16 --k 1,4,16")]
+#[command(
+    after_help = "Example: tallow eval --model models/rl --env digit_sum --limit 256 --samples 16 --k 1,4,16"
+)]
 pub struct EvalArgs {
     /// A Hugging Face folder.
     #[arg(long, value_name = "DIR")]
