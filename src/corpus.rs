@@ -155,9 +155,7 @@ fn encode(
             };
             let bytes = messages
                 .iter()
-                .filter(|it| {
-                    loss_on == LossOn::All || it.role == tallow_verifiers::Role::Assistant
-                })
+                .filter(|it| loss_on == LossOn::All || it.role == tallow_verifiers::Role::Assistant)
                 .map(|it| it.content.len())
                 .sum();
             let mut sequence = Sequence::new(rendered.tokens, &is_scored);

@@ -107,7 +107,9 @@ impl ModelSettings {
         if self.folder.is_some() {
             return faults;
         }
-        for (key, value) in [("layers", self.layers), ("hidden", self.hidden), ("heads", self.heads)] {
+        for (key, value) in
+            [("layers", self.layers), ("hidden", self.hidden), ("heads", self.heads)]
+        {
             if value == 0 {
                 faults.push(Fault::new(key, format!("a model needs some {key}")).found("0"));
             }

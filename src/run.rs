@@ -95,6 +95,7 @@ fn run_variants(
 ) -> Result<(), Error> {
     let first = &experiment.runs[0];
     let mut parent = record(experiment, first, options);
+    parent.name = experiment.name.clone();
     parent.stages = Vec::new();
     parent.role = None;
     parent.note = None;

@@ -579,6 +579,10 @@ mod tests {
             |name: &str| StageRecord { name: name.to_owned(), kind: name.to_owned(), status: None };
         RunRecord {
             name: "x".to_owned(),
+            question: None,
+            variants: Vec::new(),
+            role: None,
+            note: None,
             versions: BTreeMap::from([("tallow".to_owned(), "0.1.0".to_owned())]),
             command: vec!["tallow".to_owned(), "run".to_owned()],
             seed: 1,

@@ -23,9 +23,9 @@ pub mod models;
 pub mod ops;
 pub mod optimizer;
 mod parameters;
+mod process;
 pub mod sampling;
 pub mod tokenizer;
-mod process;
 
 pub use decoder::{CacheSpan, Decoder, TokenScores};
 pub use engine::Engine;
@@ -36,9 +36,9 @@ pub use optimizer::{
     AdamW, AdamWConfig, DecayTargets, GradientSet, Schedule, ScheduleShape, StepReport,
 };
 pub use parameters::{InitOptions, Parameters};
+pub use process::prepare_process;
 pub use sampling::{Completion, FinishReason, PolicyVersion, Request, SamplingParams};
 pub use tokenizer::Tokenizer;
-pub use process::prepare_process;
 
 /// The index of a vocabulary entry.
 pub type TokenId = u32;

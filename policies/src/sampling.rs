@@ -250,9 +250,8 @@ mod tests {
 
     #[test]
     fn truncation_keeps_what_it_says() {
-        let kept = |params: SamplingParams| {
-            frequencies(&params).0.iter().filter(|it| **it > 0.0).count()
-        };
+        let kept =
+            |params: SamplingParams| frequencies(&params).0.iter().filter(|it| **it > 0.0).count();
         assert_eq!(kept(SamplingParams { top_k: 2, ..Default::default() }), 2);
         // exp(2) / total = 0.64, exp(1) / total = 0.24
         assert_eq!(kept(SamplingParams { top_p: 0.6, ..Default::default() }), 1);

@@ -16,8 +16,8 @@ use tokenizers::pre_tokenizers::digits::Digits;
 use tokenizers::pre_tokenizers::sequence::Sequence;
 use tokenizers::{AddedToken, TokenizerImpl};
 
-use crate::error::PolicyError;
 use crate::TokenId;
+use crate::error::PolicyError;
 
 /// Ends a document or a reply in tokenizers made here.
 pub const END_TOKEN: &str = "<|end|>";
@@ -72,7 +72,8 @@ impl Tokenizer {
                 end_ids.extend(ids_of(ids));
             }
         }
-        if let Some(id) = token_text_in(&config, "eos_token").and_then(|it| inner.token_to_id(&it)) {
+        if let Some(id) = token_text_in(&config, "eos_token").and_then(|it| inner.token_to_id(&it))
+        {
             end_ids.insert(id);
         }
         if end_ids.is_empty() {

@@ -76,7 +76,10 @@ mod tests {
             let got = got.to_vec1::<f64>().expect("loss")[0];
             let slope = grads.get(&logprobs).map_or(0.0, |it| it.to_vec1::<f64>().expect("g")[0]);
             assert!((got - loss).abs() < 1e-9, "ratio {ratio} advantage {advantage}: loss {got}");
-            assert!((slope - gradient).abs() < 1e-9, "ratio {ratio} advantage {advantage}: {slope}");
+            assert!(
+                (slope - gradient).abs() < 1e-9,
+                "ratio {ratio} advantage {advantage}: {slope}"
+            );
         }
     }
 }

@@ -74,9 +74,12 @@ impl AlgorithmConfig for GrpoConfig {
             }
         }
         if !(self.kl_weight >= 0.0 && self.kl_weight.is_finite()) {
-            return Err(ConfigFault::new("kl_weight", "a negative KL weight rewards drifting away")
-                .found(self.kl_weight)
-                .expected("0 or more"));
+            return Err(ConfigFault::new(
+                "kl_weight",
+                "a negative KL weight rewards drifting away",
+            )
+            .found(self.kl_weight)
+            .expected("0 or more"));
         }
         Ok(Box::new(Grpo { config: self.clone() }))
     }
@@ -150,7 +153,8 @@ mod tests {
     #[test]
     fn credit_is_the_standardised_reward() {
         let std = GrpoConfig::default();
-        check_credit(&std, &[1.0, 0.0], &[0.7071, -0.7071]);
+        let half = std::f32::consts::FRAC_1_SQRT_2;
+        check_credit(&std, &[1.0, 0.0], &[half, -half]);
         check_credit(&std, &[1.0, 0.0, 0.0, 0.0], &[1.5, -0.5, -0.5, -0.5]);
         check_credit(&std, &[1.0, 1.0, 1.0], &[0.0, 0.0, 0.0]);
         let center = GrpoConfig { normalise: Normalise::Center, ..std };

@@ -111,9 +111,7 @@ impl AlgorithmEntry {
         Self {
             name: C::NAME,
             summary: C::SUMMARY,
-            build: |options| {
-                read_options::<C>(options)?.build()
-            },
+            build: |options| read_options::<C>(options)?.build(),
             default_options: || {
                 serde_json::to_value(C::default()).expect("a config struct is plain data")
             },

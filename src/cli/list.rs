@@ -11,9 +11,8 @@ use crate::registry::Registry;
 use crate::{documents, stages};
 
 /// Show what is registered.
-///
-/// Example: tallow list envs --long
 #[derive(Args)]
+#[command(after_help = "Example: tallow list envs --long")]
 pub struct ListArgs {
     /// Only this kind.
     #[arg(value_enum)]
@@ -45,6 +44,8 @@ struct Row {
     name: String,
     summary: String,
     options: Value,
+    /// Options that have no value unless they are given.
+    unset: Vec<String>,
 }
 
 /// `tallow list`.
@@ -57,8 +58,10 @@ pub fn list(args: &ListArgs, common: &Common, registry: &Registry) -> Result<(),
             continue;
         }
         if common.json {
-            let Row { kind, name, summary, options } = row;
-            let line = json!({"kind": kind, "name": name, "summary": summary, "options": options});
+            let Row { kind, name, summary, options, unset } = row;
+            let line = json!({
+                "kind": kind, "name": name, "summary": summary, "options": options, "unset": unset,
+            });
             say(&line.to_string());
             continue;
         }
@@ -71,8 +74,11 @@ pub fn list(args: &ListArgs, common: &Common, registry: &Registry) -> Result<(),
             let toml = resolved_toml(&row.options)
                 .map_err(|e| Error::Data(format!("options of {}: {e}", row.name)))?;
             for line in toml.lines() {
-                say(&format!("      {line}"));
+                say(format!("      {line}").trim_end());
             }
+        }
+        if args.long && !row.unset.is_empty() {
+            say(&format!("      # not set: {}", row.unset.join(", ")));
         }
     }
     Ok(())
@@ -81,8 +87,10 @@ pub fn list(args: &ListArgs, common: &Common, registry: &Registry) -> Result<(),
 fn rows(registry: &Registry) -> Vec<Row> {
     let mut rows = Vec::new();
     let mut add = |kind, name: &str, summary: &str, options: Value| {
-        let options = without_nulls(options);
-        rows.push(Row { kind, name: name.to_string(), summary: summary.to_string(), options });
+        let mut unset = Vec::new();
+        nulls(&options, "", &mut unset);
+        let (name, summary) = (name.to_string(), summary.to_string());
+        rows.push(Row { kind, name, summary, options: without_nulls(options), unset });
     };
     for it in registry.environments.entries() {
         add("envs", it.name(), it.summary(), it.default_options());
@@ -103,4 +111,17 @@ fn rows(registry: &Registry) -> Vec<Row> {
         add("documents", it.name, it.summary, json!({}));
     }
     rows
+}
+
+/// Paths of the keys below `value` that have no value.
+fn nulls(value: &Value, path: &str, found: &mut Vec<String>) {
+    let Value::Object(table) = value else { return };
+    for (key, value) in table {
+        let path = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
+        if value.is_null() {
+            found.push(path);
+        } else {
+            nulls(value, &path, found);
+        }
+    }
 }

@@ -9,9 +9,10 @@ use crate::bench::{self, BenchModel};
 use crate::error::Error;
 
 /// Measure speed on this machine; prints one JSON line.
-///
-/// Example: tallow bench grpo --model DIR --random-init --prompts 8 --group 8
 #[derive(Args)]
+#[command(
+    after_help = "Example: tallow bench grpo --model DIR --random-init --prompts 8 --group 8"
+)]
 pub struct BenchArgs {
     #[command(subcommand)]
     what: What,

@@ -30,22 +30,28 @@ struct Cli {
 #[derive(Args, Clone)]
 pub struct Common {
     /// Device to compute on.
-    #[arg(long, global = true, default_value = "auto", value_name = "auto|cpu|cuda[:N]")]
+    #[arg(
+        long,
+        global = true,
+        help_heading = "Common options",
+        default_value = "auto",
+        value_name = "auto|cpu|cuda[:N]"
+    )]
     device: String,
     /// Threads for tensors, verification and rollouts; default: one for each core.
-    #[arg(long, global = true, value_name = "N")]
+    #[arg(long, global = true, help_heading = "Common options", value_name = "N")]
     threads: Option<usize>,
     /// Overrides the seed.
-    #[arg(long, global = true, value_name = "S")]
+    #[arg(long, global = true, help_heading = "Common options", value_name = "S")]
     seed: Option<u64>,
     /// Print only machine-readable lines on stdout.
-    #[arg(long, global = true)]
+    #[arg(long, global = true, help_heading = "Common options")]
     json: bool,
     /// No progress, no notes.
-    #[arg(short, long, global = true)]
+    #[arg(short, long, global = true, help_heading = "Common options")]
     quiet: bool,
     /// More detail in error messages.
-    #[arg(short, long, global = true)]
+    #[arg(short, long, global = true, help_heading = "Common options")]
     verbose: bool,
 }
 
@@ -58,34 +64,23 @@ impl Common {
 
 #[derive(Subcommand)]
 enum Verb {
-    /// Run the stages of an experiment.
     Run(run::RunArgs),
-    /// Check everything a run would, without starting it.
     Check(run::CheckArgs),
-    /// Show what is registered.
     List(list::ListArgs),
-    /// Judge a file of cases with a verifier.
     Verify(verify::VerifyArgs),
-    /// Sample replies to a file of prompts.
     Generate(model::GenerateArgs),
-    /// Log-probability of every token of given text.
     Score(model::ScoreArgs),
-    /// pass@k of a model on an environment.
     Eval(model::EvalArgs),
-    /// Talk to a model in the terminal.
     Chat(model::ChatArgs),
-    /// Write report.html and report.md from a run folder.
     Report(ReportArgs),
-    /// Measure speed on this machine.
     Bench(measure::BenchArgs),
 }
 
 /// Write report.html (self-contained) and report.md with plots from a run folder.
-///
-/// Example: tallow report runs/emergence
 #[derive(Args)]
+#[command(after_help = "Example: tallow report runs/emergence")]
 struct ReportArgs {
-    /// The run folder.
+    /// The run folder, such as runs/emergence.
     run: PathBuf,
 }
 
@@ -124,8 +119,8 @@ fn dispatch(cli: Cli, registry: &Registry) -> Result<(), Error> {
         Verb::Eval(args) => model::eval(&args, common, registry),
         Verb::Chat(args) => model::chat(&args, common),
         Verb::Report(args) => {
-            let written = crate::report::write(&args.run)
-                .map_err(|e| Error::Data(format!("report: {e}")))?;
+            let written =
+                crate::report::write(&args.run).map_err(|e| Error::Data(format!("report: {e}")))?;
             say(&format!("{}\n{}", written.html.display(), written.markdown.display()));
             Ok(())
         }

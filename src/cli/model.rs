@@ -39,9 +39,10 @@ const DEFAULT_SEED: u64 = 1;
 ///
 /// A line holds `{"prompt"}`, `{"messages"}` or `{"prompt_ids"}`; it comes back with
 /// `"prompt_ids"` and `"completions"`.
-///
-/// Example: tallow generate --model models/rl --prompts prompts.jsonl --n 4 --max-tokens 64
 #[derive(Args)]
+#[command(
+    after_help = "Example: tallow generate --model models/rl --prompts prompts.jsonl --n 4 --max-tokens 64"
+)]
 pub struct GenerateArgs {
     /// A Hugging Face folder.
     #[arg(long, value_name = "DIR")]
@@ -106,9 +107,8 @@ impl SamplingArgs {
 ///
 /// A line holds `{"text"}`, `{"ids"}` or `{"messages"}`; out comes `{"ids", "logprobs", "nll_nats",
 /// "tokens", "bytes"}`, where the first token, which nothing predicts, has the log-probability null.
-///
-/// Example: tallow score --model models/pretrain --data text.jsonl
 #[derive(Args)]
+#[command(after_help = "Example: tallow score --model models/pretrain --data text.jsonl")]
 pub struct ScoreArgs {
     /// A Hugging Face folder.
     #[arg(long, value_name = "DIR")]
@@ -122,9 +122,10 @@ pub struct ScoreArgs {
 }
 
 /// pass@k of a model on an environment, with 95 % intervals.
-///
-/// Example: tallow eval --model models/rl --env digit_sum --limit 256 --samples 16 --k 1,4,16
 #[derive(Args)]
+#[command(
+    after_help = "Example: tallow eval --model models/rl --env digit_sum --limit 256 --samples 16 --k 1,4,16"
+)]
 pub struct EvalArgs {
     /// A Hugging Face folder.
     #[arg(long, value_name = "DIR")]
@@ -159,9 +160,8 @@ pub struct EvalArgs {
 }
 
 /// Talk to a model in the terminal; an empty line or Ctrl-D ends.
-///
-/// Example: tallow chat --model SmolLM2-135M-Instruct
 #[derive(Args)]
+#[command(after_help = "Example: tallow chat --model SmolLM2-135M-Instruct")]
 pub struct ChatArgs {
     /// A Hugging Face folder.
     #[arg(long, value_name = "DIR")]
@@ -192,7 +192,8 @@ pub fn generate(args: &GenerateArgs, common: &Common) -> Result<(), Error> {
     let params = Arc::new(args.sampling.params());
     let mut prompts = Vec::with_capacity(rows.len());
     for (line, row) in &rows {
-        let ids = prompt_ids(row, args.chat, &loaded).map_err(|e| at_line(&args.prompts, *line, &e))?;
+        let ids =
+            prompt_ids(row, args.chat, &loaded).map_err(|e| at_line(&args.prompts, *line, &e))?;
         prompts.push(Arc::<[TokenId]>::from(ids));
     }
     let mut engine = Engine::new(&loaded.decoder, Arc::clone(&loaded.tokenizer), SLOTS)?;
@@ -360,10 +361,8 @@ pub fn eval(args: &EvalArgs, common: &Common, registry: &Registry) -> Result<(),
         let hint = fault.hint.clone().unwrap_or_else(|| "see `tallow list --long`".into());
         Error::usage(fault.to_string(), hint)
     };
-    let environment = registry
-        .environments
-        .build(&args.env, options(&args.set)?, &context)
-        .map_err(refused)?;
+    let environment =
+        registry.environments.build(&args.env, options(&args.set)?, &context).map_err(refused)?;
     let (name, verifier_options) = match &args.verifier {
         Some(name) => (name.as_str(), json!({})),
         None => environment.default_verifier(),
@@ -390,11 +389,9 @@ pub fn eval(args: &EvalArgs, common: &Common, registry: &Registry) -> Result<(),
         temperature: args.temperature,
         ..Default::default()
     };
-    let plans =
-        evaluation::plans(&config, split, environment.len(split), &params, seed, seed);
+    let plans = evaluation::plans(&config, split, environment.len(split), &params, seed, seed);
     let renderer = Arc::clone(&loaded.renderer);
-    let mut pool =
-        RolloutPool::new(environment, renderer, scoring, engine, limits, interrupted);
+    let mut pool = RolloutPool::new(environment, renderer, scoring, engine, limits, interrupted);
     let console = Console::new(common.quiet || common.json);
     let bar = console.bar("eval", (plans.0.len() + plans.1.len()) as u64, "tasks");
     let (metrics, _) = evaluation::evaluate(&mut pool, &config, &plans, |it| bar.set(it as u64))?;

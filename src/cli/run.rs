@@ -15,9 +15,8 @@ use crate::registry::Registry;
 use crate::run::{RunOptions, run_experiment};
 
 /// Run the stages of an experiment.
-///
-/// Example: tallow run experiments/emergence --set rl.steps=30
 #[derive(Args)]
+#[command(after_help = "Example: tallow run experiments/emergence --set rl.steps=30")]
 pub struct RunArgs {
     /// A TOML file, or a folder that holds config.toml.
     config: PathBuf,
@@ -36,9 +35,8 @@ pub struct RunArgs {
 }
 
 /// Check everything a run would, without starting it; all problems at once.
-///
-/// Example: tallow check experiments/emergence
 #[derive(Args)]
+#[command(after_help = "Example: tallow check experiments/emergence")]
 pub struct CheckArgs {
     /// A TOML file, or a folder that holds config.toml.
     config: PathBuf,
@@ -97,41 +95,56 @@ fn read(
 /// The batch table and the memory plan of every run; refuses what cannot fit.
 fn plans(experiment: &Experiment) -> Result<String, Error> {
     let mut text = String::new();
+    let mut shown: Option<(&str, String)> = None;
     for run in &experiment.runs {
-        if let Some(variant) = &run.variant {
-            text.push_str(&format!("variant {}\n", variant.name));
+        let plan = plan_of(run)?;
+        let name = run.variant.as_ref().map_or("", |it| it.name.as_str());
+        if let Some((same, _)) = shown.as_ref().filter(|it| it.1 == plan) {
+            text.push_str(&format!("variant {name}: as {same}\n"));
+            continue;
         }
-        let model = model_of(run)?;
-        for plan in &run.stages {
-            text.push_str(&format!("  {} ({})\n", plan.name, plan.stage.kind()));
-            for (name, value) in plan.stage.derived(&run.model) {
-                text.push_str(&format!("    {name:<34}{value:>14}\n"));
+        if !name.is_empty() {
+            text.push_str(&format!("variant {name}\n"));
+        }
+        text.push_str(&plan);
+        shown = Some((name, plan));
+    }
+    Ok(text)
+}
+
+/// The batch table and the memory plan of one run.
+fn plan_of(run: &RunPlan) -> Result<String, Error> {
+    let mut text = String::new();
+    let model = model_of(run)?;
+    for plan in &run.stages {
+        text.push_str(&format!("  {} ({})\n", plan.name, plan.stage.kind()));
+        for (name, value) in plan.stage.derived(&run.model) {
+            text.push_str(&format!("    {name:<34}{value:>14}\n"));
+        }
+        let Some(demand) = plan.stage.demand(&run.model) else { continue };
+        let memory = MemoryPlan::new(&model, &demand)?;
+        for (name, bytes) in [
+            ("memory: weights", memory.weights),
+            ("memory: gradients and optimizer", memory.training_state),
+            ("memory: activations, at most", memory.activations),
+            ("memory: sampling cache, at most", memory.cache),
+        ] {
+            if bytes > 0 {
+                text.push_str(&format!("    {name:<34}{:>14}\n", human_bytes(bytes)));
             }
-            let Some(demand) = plan.stage.demand(&run.model) else { continue };
-            let memory = MemoryPlan::new(&model, &demand)?;
-            for (name, bytes) in [
-                ("memory: weights", memory.weights),
-                ("memory: gradients and optimizer", memory.training_state),
-                ("memory: activations, at most", memory.activations),
-                ("memory: sampling cache, at most", memory.cache),
-            ] {
-                if bytes > 0 {
-                    text.push_str(&format!("    {name:<34}{:>14}\n", human_bytes(bytes)));
-                }
-            }
-            if let Some(available) = available_bytes()
-                && memory.total() > available
-            {
-                return Err(Error::usage(
-                    format!(
-                        "stage `{}` needs about {} of memory and {} are free",
-                        plan.name,
-                        human_bytes(memory.total()),
-                        human_bytes(available)
-                    ),
-                    memory.what_to_lower(),
-                ));
-            }
+        }
+        if let Some(available) = available_bytes()
+            && memory.total() > available
+        {
+            return Err(Error::usage(
+                format!(
+                    "stage `{}` needs about {} of memory and {} are free",
+                    plan.name,
+                    human_bytes(memory.total()),
+                    human_bytes(available)
+                ),
+                memory.what_to_lower(),
+            ));
         }
     }
     Ok(text)
@@ -144,10 +157,8 @@ fn model_of(run: &RunPlan) -> Result<ModelConfig, Error> {
     match &run.model.folder {
         Some(folder) => {
             let path = resolve(folder, &run.folder).join("config.json");
-            let text =
-                std::fs::read_to_string(&path).map_err(|e| Error::file("read", &path, e))?;
-            serde_json::from_str(&text)
-                .map_err(|e| Error::Data(format!("{}: {e}", path.display())))
+            let text = std::fs::read_to_string(&path).map_err(|e| Error::file("read", &path, e))?;
+            serde_json::from_str(&text).map_err(|e| Error::Data(format!("{}: {e}", path.display())))
         }
         None => run.model.config(ASSUMED_VOCABULARY),
     }

@@ -20,9 +20,8 @@ use crate::rollout::episode::contained;
 ///
 /// A case is `{"id", "gold", "pred"}`, where `pred` is a reply and `gold` the answer it should give
 /// (a string, or an object for verifiers with structured references).
-///
-/// Example: tallow verify numeric --cases cases.jsonl --out verdicts.jsonl
 #[derive(Args)]
+#[command(after_help = "Example: tallow verify numeric --cases cases.jsonl --out verdicts.jsonl")]
 pub struct VerifyArgs {
     /// A verifier, see `tallow list verifiers`.
     name: String,
@@ -41,7 +40,8 @@ pub struct VerifyArgs {
 pub fn verify(args: &VerifyArgs, common: &Common, registry: &Registry) -> Result<(), Error> {
     let options = options(&args.set)?;
     let verifier = registry.verifiers.build(&args.name, options).map_err(|fault| {
-        let hint = fault.hint.clone().unwrap_or_else(|| "see `tallow list verifiers --long`".into());
+        let hint =
+            fault.hint.clone().unwrap_or_else(|| "see `tallow list verifiers --long`".into());
         Error::usage(fault.to_string(), hint)
     })?;
     let cases = read_jsonl(&args.cases)?;

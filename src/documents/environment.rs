@@ -45,8 +45,7 @@ pub fn build(
 ) -> Result<Arc<dyn Documents>, ConfigFault> {
     let config: EnvironmentDocuments = read_options(options)?;
     let build_context = BuildContext { folder: context.folder.to_path_buf(), seed: context.seed };
-    let environment =
-        named_environment(config.env, context.environments, &build_context, "env")?;
+    let environment = named_environment(config.env, context.environments, &build_context, "env")?;
     let mut styles = Vec::new();
     for (style, share) in &config.styles {
         let key = format!("styles.{style}");
@@ -85,8 +84,9 @@ pub fn named_environment(
     key: &str,
 ) -> Result<Arc<dyn Environment>, ConfigFault> {
     let Value::Object(mut options) = table else {
-        return Err(ConfigFault::new(key, "an environment is a table")
-            .expected("{ name = \"…\", … }"));
+        return Err(
+            ConfigFault::new(key, "an environment is a table").expected("{ name = \"…\", … }")
+        );
     };
     let Some(Value::String(name)) = options.remove("name") else {
         return Err(ConfigFault::new(key, "the environment is not named")

@@ -66,6 +66,9 @@ pub struct SourceContext<'a> {
     pub seed: Seed,
 }
 
+/// Makes a source from its options.
+pub type Build = fn(Value, &SourceContext<'_>) -> Result<Arc<dyn Documents>, ConfigFault>;
+
 /// A row of the table of sources.
 pub struct SourceEntry {
     /// The name configs use.
@@ -73,7 +76,7 @@ pub struct SourceEntry {
     /// One line for `tallow list`.
     pub summary: &'static str,
     /// Builds from options.
-    pub build: fn(Value, &SourceContext<'_>) -> Result<Arc<dyn Documents>, ConfigFault>,
+    pub build: Build,
 }
 
 /// Every source, alphabetical.
@@ -88,14 +91,21 @@ pub const BUILTIN: &[SourceEntry] = &[
         summary: "an environment's tasks with their known replies, in chosen styles",
         build: environment::build,
     },
-    SourceEntry { name: "text", summary: "plain text or JSONL with a text field", build: text::build },
+    SourceEntry {
+        name: "text",
+        summary: "plain text or JSONL with a text field",
+        build: text::build,
+    },
 ];
 
 /// Builds the source that the table's `kind` names.
 ///
 /// # Errors
 /// If the kind is missing or unknown, or its options are wrong.
-pub fn build(options: Value, context: &SourceContext<'_>) -> Result<Arc<dyn Documents>, ConfigFault> {
+pub fn build(
+    options: Value,
+    context: &SourceContext<'_>,
+) -> Result<Arc<dyn Documents>, ConfigFault> {
     let Value::Object(mut table) = options else {
         return Err(ConfigFault::new("", "documents must be a table"));
     };
@@ -132,8 +142,9 @@ pub fn read_text(path: &Path) -> Result<String, Error> {
                 .map_err(|e| Error::file("unpack", path, e))?;
             plain
         }
-        [0x28, 0xb5, 0x2f, 0xfd, ..] => zstd::decode_all(bytes.as_slice())
-            .map_err(|e| Error::file("unpack", path, e))?,
+        [0x28, 0xb5, 0x2f, 0xfd, ..] => {
+            zstd::decode_all(bytes.as_slice()).map_err(|e| Error::file("unpack", path, e))?
+        }
         _ => bytes,
     };
     String::from_utf8(plain).map_err(|e| {
@@ -145,11 +156,14 @@ pub fn read_text(path: &Path) -> Result<String, Error> {
     })
 }
 
+/// A line's number, counted from 1, and its object.
+pub type Line = (usize, serde_json::Map<String, Value>);
+
 /// Every value of a JSONL file with its line number, counted from 1; blank lines are skipped.
 ///
 /// # Errors
 /// If the file cannot be read or a line is not a JSON object, named as `FILE:LINE`.
-pub fn read_jsonl(path: &Path) -> Result<Vec<(usize, serde_json::Map<String, Value>)>, Error> {
+pub fn read_jsonl(path: &Path) -> Result<Vec<Line>, Error> {
     let text = read_text(path)?;
     let mut rows = Vec::new();
     for (index, line) in text.lines().enumerate() {

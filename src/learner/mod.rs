@@ -63,7 +63,7 @@ impl OptimizerConfig {
             );
         }
         if let Some(limit) = self.adamw.clip_norm
-            && !(limit > 0.0)
+            && (limit.is_nan() || limit <= 0.0)
         {
             faults.push(
                 Fault::new("optimizer.adamw.clip_norm", "gradients clipped to this teach nothing")

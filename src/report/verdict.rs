@@ -317,8 +317,8 @@ fn reach(before: &Evaluation, after: &Evaluation, was: Estimate, is: Estimate) -
     let (from, to) = (with_interval(pass_was), with_interval(pass_is));
     sentences.push(match change(pass_was, pass_is) {
         Change::Rose => format!(
-            "pass@{k} rose beyond its interval, from {from} to {to}: some problems not solved \
-             within {k} tries before became solvable."
+            "pass@{k} rose beyond its interval, from {from} to {to}: some problems that \
+             {k} tries did not solve before became solvable within {k}."
         ),
         Change::Fell => format!(
             "pass@{k} fell from {from} to {to}: some problems solved now and then before are no \
@@ -384,7 +384,9 @@ fn control_findings(group: &Group, after: &Evaluation, groups: &[Group]) -> Vec<
     let moved = match change {
         Change::Rose => format!("rose from {from} to {to}"),
         Change::Fell => format!("did not improve: it fell from {from} to {to}"),
-        Change::Unclear => format!("did not improve beyond chance (from {from} to {to})"),
+        Change::Unclear => {
+            format!("did not improve by more than its interval (from {from} to {to})")
+        }
     };
     let main = groups.iter().find(|other| other.role == Role::Main);
     let gain =
@@ -423,7 +425,11 @@ fn control_findings(group: &Group, after: &Evaluation, groups: &[Group]) -> Vec<
         "Control: accuracy"
     };
     let mut sentences = vec![format!("{what} {moved}."), meaning];
-    if main_gain <= 0.0 {
+    // Nothing follows from a control where the main variant gained nothing, or nobody can tell.
+    let main_rose = main.and_then(|main| {
+        Some(self::change(main.before.accuracy?, main.after.as_ref()?.accuracy?) == Change::Rose)
+    });
+    if main_rose != Some(true) || was.interval.is_none() || is.interval.is_none() {
         sentences.truncate(1);
     }
     sentences.extend(length(&group.before, after, change));

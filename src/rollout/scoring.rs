@@ -32,9 +32,8 @@ impl Scoring {
     ) -> ScoredGroup {
         let transcripts: Vec<Transcript> =
             trajectories.iter().map(|it| it.transcript.clone()).collect();
-        let judged = contained("the verifier", || {
-            self.verifier.verify_group(&transcripts, &task.reference)
-        });
+        let judged =
+            contained("the verifier", || self.verifier.verify_group(&transcripts, &task.reference));
         let mut group = ScoredGroup {
             task: Arc::clone(task),
             members: Vec::with_capacity(trajectories.len()),

@@ -24,7 +24,7 @@ use crate::run::StageRun;
 /// This stage's row.
 pub const ENTRY: StageEntry = StageEntry {
     name: "eval",
-    summary: "pass@k on held-out tasks",
+    summary: "pass@k on held-out tasks; tables env, verifier",
     read,
     default_options: || json!(EvalConfig::default()),
 };

@@ -11,7 +11,7 @@ use crate::corpus::LossOn;
 /// This stage's row.
 pub const ENTRY: StageEntry = StageEntry {
     name: "pretrain",
-    summary: "next-token training from random weights on text",
+    summary: "next-token training from random weights on text; table documents",
     read: |table, context, problems| {
         next_token::read("pretrain", LossOn::All, table, context, problems)
     },

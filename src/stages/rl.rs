@@ -37,7 +37,7 @@ use crate::tracking::Metrics;
 /// This stage's row.
 pub const ENTRY: StageEntry = StageEntry {
     name: "rl",
-    summary: "rollouts, verdicts, policy gradient",
+    summary: "rollouts, verdicts, policy gradient; tables env, verifier, algorithm",
     read,
     default_options: || json!(RlConfig::default()),
 };
@@ -484,7 +484,7 @@ impl RlStage {
                     .replies()
                     .any(|reply| texts.iter().any(|text| reply.contains(text.as_str()))))
             });
-            metrics.set(&format!("phrase/{name}_share"), share);
+            metrics.set(format!("phrase/{name}_share"), share);
         }
         let mut parts: BTreeMap<&str, (f64, f64)> = BTreeMap::new();
         for (name, value) in members.iter().flat_map(|it| &it.verdict.parts) {
@@ -492,19 +492,17 @@ impl RlStage {
             *sum = (sum.0 + f64::from(*value), sum.1 + 1.0);
         }
         for (name, (sum, count)) in parts {
-            metrics.set(&format!("part/{name}"), sum / count);
+            metrics.set(format!("part/{name}"), sum / count);
         }
         metrics
     }
 
     fn refuse_if_broken(&self, step: u64, groups: &[ScoredGroup]) -> Result<(), Error> {
         let played = self.config.groups_per_step * self.config.group_size;
-        let kinds: [(&'static str, fn(&ScoredGroup) -> &[String]); 2] = [
-            ("the environment", |it| &it.environment_errors),
-            ("the verifier", |it| &it.verifier_errors),
-        ];
-        for (who, errors) in kinds {
-            let all: Vec<&String> = groups.iter().flat_map(errors).collect();
+        let environment: Vec<&String> =
+            groups.iter().flat_map(|it| &it.environment_errors).collect();
+        let verifier: Vec<&String> = groups.iter().flat_map(|it| &it.verifier_errors).collect();
+        for (who, all) in [("the environment", environment), ("the verifier", verifier)] {
             let broken = all.len();
             if broken as f64 > self.config.rollout.largest_broken_share * played as f64 {
                 let example = all.first().map_or_else(String::new, |it| (*it).clone());

@@ -10,7 +10,7 @@ use crate::corpus::LossOn;
 /// This stage's row.
 pub const ENTRY: StageEntry = StageEntry {
     name: "sft",
-    summary: "next-token training on conversations, loss on replies only",
+    summary: "next-token training on conversations, loss on replies only; table documents",
     read: |table, context, problems| {
         next_token::read("sft", LossOn::Replies, table, context, problems)
     },

@@ -25,27 +25,39 @@ use crate::{
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct FormatConfig {
-    /// Names of the sections, in order, without brackets. Each must occur exactly once.
+    /// Names of the sections, in order, without brackets. Each must occur exactly once. Empty: the
+    /// reply is free text with `markers`.
     pub tags: Vec<String>,
+    /// Texts that must occur exactly once each, in order, with something after the last: `####`.
+    pub markers: Vec<String>,
     /// Whether a section may hold nothing but white space.
     pub allow_empty: bool,
 }
 
 impl Default for FormatConfig {
     fn default() -> Self {
-        Self { tags: vec!["think".to_owned(), "answer".to_owned()], allow_empty: false }
+        Self {
+            tags: vec!["think".to_owned(), "answer".to_owned()],
+            markers: Vec::new(),
+            allow_empty: false,
+        }
     }
 }
 
 impl VerifierConfig for FormatConfig {
     const NAME: &'static str = "format";
-    const SUMMARY: &'static str = "tagged sections in order, each once, and nothing outside them";
+    const SUMMARY: &'static str =
+        "tagged sections in order, each once, and nothing outside; or markers in text";
 
     fn build(&self, _verifiers: &Verifiers) -> Result<Arc<dyn Verifier>, ConfigFault> {
-        if self.tags.is_empty() {
-            return Err(ConfigFault::new("tags", "no tag is required")
+        if self.tags.is_empty() && self.markers.is_empty() {
+            return Err(ConfigFault::new("tags", "no tag and no marker is required")
                 .found("[]")
-                .expected("at least one name"));
+                .expected("at least one name, or `markers`"));
+        }
+        if let Some(at) = self.markers.iter().position(|it| it.trim().is_empty()) {
+            return Err(ConfigFault::new(format!("markers[{at}]"), "an empty marker")
+                .expected("a text such as \"####\""));
         }
         for (at, tag) in self.tags.iter().enumerate() {
             let key = format!("tags[{at}]");
@@ -84,6 +96,10 @@ impl VerifierConfig for FormatConfig {
             case(json!({"allow_empty": true}), "<think> </think><answer>4</answer>", Correct),
             case(json!({"tags": ["plan"]}), "<plan>x</plan>", Correct),
             case(json!({"tags": ["plan"]}), "", Malformed),
+            case(json!({"tags": [], "markers": ["####"]}), "so it is\n#### 4", Correct),
+            case(json!({"tags": [], "markers": ["####"]}), "so it is 4", Malformed),
+            case(json!({"tags": [], "markers": ["####"]}), "#### 4 #### 5", Malformed),
+            case(json!({"tags": [], "markers": ["####"]}), "so it is\n####", Malformed),
         ]
     }
 }
@@ -104,6 +120,10 @@ impl Format {
                 }
             }
         }
+        self.marker_fault(reply)?;
+        if self.config.tags.is_empty() {
+            return Ok(());
+        }
         let mut rest = reply;
         for tag in &self.config.tags {
             rest = rest
@@ -119,6 +139,27 @@ impl Format {
             rest = after;
         }
         if rest.trim().is_empty() { Ok(()) } else { Err("text after the last section".to_owned()) }
+    }
+}
+
+impl Format {
+    fn marker_fault(&self, reply: &str) -> Result<(), String> {
+        let mut rest = reply;
+        for marker in &self.config.markers {
+            match reply.matches(marker.as_str()).count() {
+                1 => {}
+                0 => return Err(format!("{marker} is missing")),
+                times => return Err(format!("{marker} occurs {times} times, not once")),
+            }
+            rest = rest
+                .split_once(marker.as_str())
+                .map(|it| it.1)
+                .ok_or_else(|| format!("{marker} stands before the marker it should follow"))?;
+        }
+        if !self.config.markers.is_empty() && rest.trim().is_empty() {
+            return Err("nothing after the last marker".to_owned());
+        }
+        Ok(())
     }
 }
 
