@@ -229,13 +229,25 @@ impl Tokenizer {
     /// them so); none is added.
     ///
     /// # Errors
-    /// If the tokenizer cannot encode the text.
+    /// If the tokenizer cannot encode the text, such as a character that a character tokenizer does
+    /// not hold: training on a mark in its place would teach something else than was meant.
     pub fn encode(&self, text: &str) -> Result<Vec<TokenId>, PolicyError> {
         let encoding = self
             .inner
             .encode_fast(text, false)
             .map_err(|e| PolicyError::input(format!("cannot encode text: {e}")))?;
-        Ok(encoding.get_ids().to_vec())
+        let ids = encoding.get_ids();
+        if let Some(unknown) = self.inner.token_to_id(UNKNOWN_TOKEN)
+            && ids.contains(&unknown)
+        {
+            let strange = text.chars().find(|it| self.inner.token_to_id(&it.to_string()).is_none());
+            return Err(PolicyError::input(format!(
+                "the tokenizer has no token for the character {:?}: its alphabet must hold every \
+                 character of the prompts and replies",
+                strange.map_or_else(String::new, |it| it.to_string())
+            )));
+        }
+        Ok(ids.to_vec())
     }
 
     /// Text of `ids`, special tokens left out. Bytes that form no character become `\u{FFFD}`.
@@ -362,13 +374,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn characters_round_trip_and_unknown_ones_are_marked() {
+    fn characters_round_trip_and_unknown_ones_are_refused() {
         let tokenizer = Tokenizer::of_characters(["0123+=?", "\n "], None).expect("made");
         let ids = tokenizer.encode("1+2=3\n ?").expect("encoded");
         assert_eq!(ids.len(), 8);
         assert_eq!(tokenizer.decode(&ids).expect("decoded"), "1+2=3\n ?");
-        let unknown = tokenizer.encode("1z").expect("encoded");
-        assert_eq!(tokenizer.token_texts(&unknown), ["1", UNKNOWN_TOKEN]);
+        let error = tokenizer.encode("1z").expect_err("z is not in the alphabet");
+        assert!(error.to_string().contains("no token for the character \"z\""), "{error}");
     }
 
     #[test]

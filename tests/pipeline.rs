@@ -1,0 +1,121 @@
+//! Paths through the whole program that no other test takes: rollouts that run ahead of the learner,
+//! a multi-turn episode token by token, and a policy that must learn.
+
+mod support;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use serde_json::Value;
+use support::Scene;
+use tallow::registry::Registry;
+use tallow::renderer::Renderer;
+use tallow::rollout::episode::{EpisodePlan, LiveEpisode, Next};
+use tallow_envs::{BuildContext, Seed, Split};
+use tallow_policies::{Completion, FinishReason, SamplingParams, Tokenizer};
+
+fn metrics(scene: &Scene, run: &str) -> Vec<Value> {
+    let text = scene.read(&format!("{run}/metrics.jsonl"));
+    text.lines().map(|it| serde_json::from_str(it).expect("a line of metrics")).collect()
+}
+
+#[test]
+fn rollouts_that_run_ahead_are_counted_stale_and_every_evaluation_is_made() {
+    let scene = Scene::new();
+    let free = ["--set=rl.rollout.lockstep=false", "--set=rl.rollout.max_staleness=2"];
+    scene.run("free", &free);
+    let lines = metrics(&scene, "free");
+    let staleness: Vec<f64> =
+        lines.iter().filter_map(|it| it["learner/staleness_mean"].as_f64()).collect();
+    assert!(staleness.iter().all(|it| (0.0..=2.0).contains(it)), "{staleness:?}");
+    let evaluated: Vec<u64> = lines
+        .iter()
+        .filter(|it| it["stage"] == "rl" && !it["eval/accuracy"].is_null())
+        .filter_map(|it| it["step"].as_u64())
+        .collect();
+    assert_eq!(evaluated, [0, 4, 8]);
+}
+
+#[test]
+fn a_tiny_policy_learns_from_the_verdicts_alone() {
+    let scene = Scene::new();
+    // Sums of two digits modulo 4: a chance of a quarter, and small enough to be learned by trial.
+    let task = "{ name = \"digit_sum\", digits = 2, modulus = 4 }";
+    let start = format!("--set=pretrain.documents.env={task}");
+    let env = format!("--set=rl.env={task}");
+    let check = format!("--set=eval.env={task}");
+    let more = [
+        start.as_str(),
+        env.as_str(),
+        check.as_str(),
+        "--set=model.hidden=32",
+        "--set=pretrain.steps=60",
+        "--set=pretrain.documents.styles={ bare = 1.0 }",
+        "--set=rl.steps=80",
+        "--set=rl.groups_per_step=16",
+        "--set=rl.group_size=8",
+        "--set=rl.optimizer.learning_rate=3e-3",
+        "--set=rl.evaluation.every=0",
+        "--set=rl.evaluation.tasks=64",
+        "--set=rl.evaluation.samples=4",
+    ];
+    scene.write("tiny.toml", support::TINY.replace("coin_reward = 0.5\n", ""));
+    scene.run("learn", &more);
+    let accuracy: Vec<f64> = metrics(&scene, "learn")
+        .iter()
+        .filter(|it| it["stage"] == "rl")
+        .filter_map(|it| it["eval/accuracy"].as_f64())
+        .collect();
+    let (before, after) = (accuracy[0], accuracy[accuracy.len() - 1]);
+    assert!(after > before + 0.25, "held-out accuracy went from {before} to {after}");
+}
+
+#[test]
+fn a_tool_call_is_answered_and_only_sampled_tokens_are_marked_as_such() {
+    let context = BuildContext { folder: PathBuf::from("."), seed: Seed(1) };
+    let registry = Registry::builtin();
+    let environment = registry
+        .environments
+        .build("calculator", serde_json::json!({}), &context)
+        .expect("the defaults are valid");
+    let task = Arc::new(environment.task(Split::Train, 0).expect("a task"));
+    let gold = environment.gold_reply(&task).expect("a gold reply");
+    let alphabet: String = (' '..='~').chain("\n×·".chars()).collect();
+    let tokenizer = Arc::new(Tokenizer::of_characters([alphabet.as_str()], None).expect("made"));
+    let renderer = Renderer::new(Arc::clone(&tokenizer)).expect("plain");
+    let plan = EpisodePlan {
+        id: 0,
+        group: 0,
+        member: 0,
+        task,
+        params: Arc::new(SamplingParams::default()),
+        seed: Seed(5),
+        max_turns: 4,
+    };
+    let (mut episode, _) =
+        LiveEpisode::start(plan, &*environment, &renderer).expect("the episode opens");
+    let completion = |text: &str| {
+        let mut tokens = tokenizer.encode(text).expect("encoded");
+        tokens.push(tokenizer.end_id());
+        let logprobs = vec![-0.5; tokens.len()];
+        Completion { tokens, logprobs, finish: FinishReason::Stop, versions: 3..=3 }
+    };
+    let call = "<calc>12*345</calc>";
+    let Next::Reply(request) = episode.reply(completion(call), &renderer).expect("played") else {
+        panic!("a tool call does not end the episode");
+    };
+    let seen = tokenizer.decode(&request.prompt).expect("text");
+    assert!(seen.contains("4140"), "the tool's answer is in what comes next: {seen}");
+    let Next::Ended(trajectory) = episode.reply(completion(&gold), &renderer).expect("played")
+    else {
+        panic!("an answer ends the episode");
+    };
+    let sampled: Vec<String> = trajectory
+        .turns
+        .iter()
+        .map(|it| tokenizer.decode(&trajectory.tokens[it.range.clone()]).expect("text"))
+        .collect();
+    assert_eq!(sampled, [call.to_string(), gold]);
+    assert_eq!(trajectory.logprobs().len(), trajectory.sampled_tokens());
+    assert_eq!(trajectory.versions, 3..=3);
+}
