@@ -39,8 +39,8 @@ fn rollouts_that_run_ahead_are_counted_stale_and_every_evaluation_is_made() {
 #[test]
 fn a_tiny_policy_learns_from_the_verdicts_alone() {
     let scene = Scene::new();
-    // Sums of two digits modulo 4: a chance of a quarter, and small enough to be learned by trial.
-    let task = "{ name = \"digit_sum\", digits = 2, modulus = 4 }";
+    // A fifth of the pretraining documents think before they answer; the reward must choose those.
+    let task = "{ name = \"digit_sum\", digits = 4, modulus = 5 }";
     let start = format!("--set=pretrain.documents.env={task}");
     let env = format!("--set=rl.env={task}");
     let check = format!("--set=eval.env={task}");
@@ -48,13 +48,21 @@ fn a_tiny_policy_learns_from_the_verdicts_alone() {
         start.as_str(),
         env.as_str(),
         check.as_str(),
-        "--set=model.hidden=32",
-        "--set=pretrain.steps=60",
-        "--set=pretrain.documents.styles={ bare = 1.0 }",
-        "--set=rl.steps=80",
+        "--set=model.hidden=48",
+        "--set=model.layers=2",
+        "--set=model.rope_theta=100",
+        "--set=pretrain.steps=700",
+        "--set=pretrain.batch=32",
+        "--set=pretrain.documents.styles={ bare = 0.8, chain = 0.2 }",
+        "--set=pretrain.evaluate_every=0",
+        "--set=pretrain.checkpoint_every=0",
+        "--set=rl.steps=40",
+        "--set=rl.sampling.max_tokens=12",
         "--set=rl.groups_per_step=16",
         "--set=rl.group_size=8",
-        "--set=rl.optimizer.learning_rate=3e-3",
+        "--set=rl.algorithm.aggregation=sequence_mean",
+        "--set=rl.optimizer.learning_rate=1e-3",
+        "--set=rl.checkpoint_every=0",
         "--set=rl.evaluation.every=0",
         "--set=rl.evaluation.tasks=64",
         "--set=rl.evaluation.samples=4",
@@ -67,7 +75,7 @@ fn a_tiny_policy_learns_from_the_verdicts_alone() {
         .filter_map(|it| it["eval/accuracy"].as_f64())
         .collect();
     let (before, after) = (accuracy[0], accuracy[accuracy.len() - 1]);
-    assert!(after > before + 0.25, "held-out accuracy went from {before} to {after}");
+    assert!(before < 0.5 && after > 0.85, "held-out accuracy went from {before} to {after}");
 }
 
 #[test]
