@@ -1,5 +1,5 @@
 //! Paths through the whole program that no other test takes: rollouts that run ahead of the learner,
-//! a multi-turn episode token by token, and a policy that must learn.
+//! a multi-turn episode token by token, a policy that must learn, and the smoke experiment.
 
 mod support;
 
@@ -76,6 +76,23 @@ fn a_tiny_policy_learns_from_the_verdicts_alone() {
         .collect();
     let (before, after) = (accuracy[0], accuracy[accuracy.len() - 1]);
     assert!(before < 0.5 && after > 0.85, "held-out accuracy went from {before} to {after}");
+}
+
+#[test]
+fn the_smoke_experiment_goes_through_every_stage() {
+    let scene = Scene::new();
+    let config = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("experiments/smoke");
+    let config = config.to_str().expect("a path of plain characters");
+    let output = scene.output(["run", config, "--quiet", "--out", "smoke"]);
+    assert!(output.status.success(), "{}", support::text(&output.stderr));
+    for stage in ["tokenizer", "pretrain", "sft", "rl", "eval"] {
+        assert!(scene.path(format!("smoke/models/{stage}")).is_dir(), "no model of {stage}");
+    }
+    let report = scene.read("smoke/report.html");
+    assert!(report.contains("<svg"), "the report has plots");
+    let lines = metrics(&scene, "smoke");
+    let last = lines.iter().rev().find_map(|it| it["eval/accuracy"].as_f64());
+    assert!(last.is_some_and(|it| it > 0.7), "final accuracy {last:?}");
 }
 
 #[test]
