@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use serde_json::json;
 use tallow::algorithms::{self, Algorithm};
-use tallow::learner::batch::{MicroBatch, Sequence};
+use tallow::learner::batch::Sequence;
 use tallow::learner::{Learner, OptimizerConfig, Reuse};
 use tallow::model::ModelSettings;
 use tallow::renderer::Renderer;
@@ -175,9 +175,8 @@ fn the_learner_finds_the_log_probabilities_the_sampler_recorded() {
             scene.members().map(Trajectory::sampled_tokens).collect();
         assert!(lengths.len() > 3, "the replies have mixed lengths: {lengths:?}");
         let sequences = scene.sequences();
-        let frozen = scene.decoder.frozen();
-        let found = Learner::score(&frozen, &MicroBatch::pack(&sequences), TEMPERATURE)
-            .expect("log-probabilities");
+        let found =
+            Learner::score(&scene.decoder, &sequences, TEMPERATURE).expect("log-probabilities");
         let recorded: Vec<f32> = scene.members().flat_map(Trajectory::logprobs).collect();
         assert_eq!(found.len(), recorded.len());
         let sum: f64 =

@@ -123,7 +123,13 @@ fn a_tool_call_is_answered_and_only_sampled_tokens_are_marked_as_such() {
         let mut tokens = tokenizer.encode(text).expect("encoded");
         tokens.push(tokenizer.end_id());
         let logprobs = vec![-0.5; tokens.len()];
-        Completion { tokens, logprobs, finish: FinishReason::Stop, versions: 3..=3 }
+        Completion {
+            tokens,
+            logprobs,
+            kept_masses: Vec::new(),
+            finish: FinishReason::Stop,
+            versions: 3..=3,
+        }
     };
     let call = "<calc>12*345</calc>";
     let Next::Reply(request) = episode.reply(completion(call), &renderer).expect("played") else {

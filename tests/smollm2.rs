@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use serde_json::Value;
 use tallow::learner::Learner;
-use tallow::learner::batch::{MicroBatch, Sequence};
+use tallow::learner::batch::Sequence;
 use tallow::model::ModelState;
 use tallow::renderer::Renderer;
 use tallow_policies::{Engine, Request, SamplingParams, TokenId};
@@ -36,7 +36,7 @@ fn smollm2_renders_scores_and_continues_as_in_transformers() {
     };
     let state = ModelState::load(&folder).expect("model loads");
     let tokenizer = state.tokenizer().expect("tokenizer");
-    let decoder = state.decoder.expect("weights").frozen();
+    let decoder = state.decoder.expect("weights");
     let renderer = Renderer::new(Arc::clone(&tokenizer)).expect("template");
     let reference = reference();
     for case in reference["tokenizer_cases"].as_array().expect("cases") {
@@ -53,8 +53,8 @@ fn smollm2_renders_scores_and_continues_as_in_transformers() {
             assert_eq!(renderer.prompt(&messages).expect("rendered"), prompt, "{name}");
         }
         let all = vec![true; prompt.len()];
-        let batch = MicroBatch::pack([&Sequence::new(prompt.clone(), &all)]);
-        let scored = Learner::score(&decoder, &batch, 1.0).expect("scored");
+        let sequence = Sequence::new(prompt.clone(), &all);
+        let scored = Learner::score(&decoder, &[sequence], 1.0).expect("scored");
         for (got, want) in scored.iter().zip(numbers(&case["prompt_token_logprobs"])) {
             assert!((f64::from(*got) - want).abs() < 1e-3, "{name}: {got} instead of {want}");
         }

@@ -10,9 +10,9 @@ use crate::error::PolicyError;
 use crate::model_config::{ModelConfig, Sizes};
 use crate::optimizer::GradientSet;
 use crate::parameters::{InitOptions, named_stream};
-use crate::{CacheSpan, Decoder, KvCache, TokenId};
+use crate::{CacheSpan, Decoder, Inference, Keep, KvCache, PackedSequences, Pass, TokenId};
 
-/// Two ways to the same f32 numbers may differ by rounding, relative to their length.
+/// Sums taken in another order may differ by rounding, relative to their length.
 const AGREEMENT: f64 = 1e-5;
 
 /// Differences of an f32 loss against the gradient, beyond rounding.
@@ -54,8 +54,8 @@ pub fn tiny_decoder(family: &str, seed: u64) -> Result<Decoder, PolicyError> {
 pub fn check_decoder(decoder: &Decoder, seed: u64, folder: &Path) -> Result<(), PolicyError> {
     let sequences = random_sequences(decoder, seed);
     packing_changes_nothing(decoder, &sequences)?;
+    a_shared_prompt_changes_nothing(decoder, &sequences)?;
     the_cache_agrees(decoder, &sequences)?;
-    frozen_records_nothing(decoder, &sequences)?;
     every_gradient_is_the_slope(decoder, &sequences)?;
     saving_and_loading_is_the_identity(decoder, folder)
 }
@@ -63,15 +63,24 @@ pub fn check_decoder(decoder: &Decoder, seed: u64, folder: &Path) -> Result<(), 
 fn random_sequences(decoder: &Decoder, seed: u64) -> Vec<Vec<TokenId>> {
     let mut stream = named_stream(seed, "contract");
     let vocab = decoder.config().vocab_size as TokenId;
-    [5, 1, 9, 2]
+    // Longer than one block of positions, and ending inside one.
+    [41, 1, 37, 2]
         .into_iter()
         .map(|length| (0..length).map(|_| stream.random_range(0..vocab)).collect())
         .collect()
 }
 
-fn packed_hidden(decoder: &Decoder, sequences: &[Vec<TokenId>]) -> Result<Tensor, PolicyError> {
+/// All final hidden states of sequences packed end to end.
+fn hidden(decoder: &Decoder, sequences: &PackedSequences) -> Result<Vec<f32>, PolicyError> {
+    let mut pass = Pass::new(Keep::Nothing);
+    decoder.forward(&mut pass, sequences)?;
+    let rows: Vec<u32> = (0..sequences.rows() as u32).collect();
+    Ok(decoder.hidden(&mut pass, &rows)?.to_vec())
+}
+
+fn packed(sequences: &[Vec<TokenId>]) -> PackedSequences {
     let lengths: Vec<usize> = sequences.iter().map(Vec::len).collect();
-    decoder.hidden(&sequences.concat(), &lengths)
+    PackedSequences::of_lengths(&sequences.concat(), &lengths)
 }
 
 /// A packed batch gives each sequence what it would get alone.
@@ -79,23 +88,71 @@ fn packing_changes_nothing(
     decoder: &Decoder,
     sequences: &[Vec<TokenId>],
 ) -> Result<(), PolicyError> {
-    let packed = packed_hidden(decoder, sequences)?;
-    let mut start = 0;
-    for sequence in sequences {
-        let alone = decoder.hidden(sequence, &[sequence.len()])?;
-        let found = packed.narrow(0, start, sequence.len())?;
-        agree(&found, &alone, "a packed sequence and the same alone")?;
-        start += sequence.len();
+    let together = hidden(decoder, &packed(sequences))?;
+    let alone: Vec<f32> = sequences
+        .iter()
+        .map(|sequence| hidden(decoder, &packed(std::slice::from_ref(sequence))))
+        .collect::<Result<Vec<_>, _>>()?
+        .concat();
+    same_bits(&together, &alone, "packed sequences and the same alone")
+}
+
+/// Replies that share a prompt get the values they would get each with a copy of it, and the
+/// gradients are the same up to the order of sums; so are those of a pass that computes its
+/// activations anew.
+fn a_shared_prompt_changes_nothing(
+    decoder: &Decoder,
+    sequences: &[Vec<TokenId>],
+) -> Result<(), PolicyError> {
+    let (prompt, replies) = (&sequences[0], &sequences[1..]);
+    let mut shared = PackedSequences::default();
+    let parts: Vec<&[TokenId]> = replies.iter().map(Vec::as_slice).collect();
+    let (_, starts) = shared.push(prompt, &parts);
+    let copies: Vec<Vec<TokenId>> =
+        replies.iter().map(|reply| [prompt.as_slice(), reply].concat()).collect();
+
+    // Every token of a reply is a target, the first of each predicted by the prompt's last row.
+    let last = prompt.len() as u32 - 1;
+    let (mut rows, mut copied_rows, mut end) = (Vec::new(), Vec::new(), 0);
+    for (reply, start) in replies.iter().zip(&starts) {
+        rows.push(last);
+        rows.extend((0..reply.len() as u32 - 1).map(|row| *start as u32 + row));
+        copied_rows.extend((0..reply.len() as u32).map(|row| end + last + row));
+        end += (prompt.len() + reply.len()) as u32;
+    }
+    let targets = replies.concat();
+    let slopes: Vec<f32> = (0..targets.len()).map(|row| (row as f32 * 0.7).sin()).collect();
+    let run = |sequences: &PackedSequences, rows: &[u32], keep| {
+        let (mut pass, mut gradients) = (Pass::new(keep), GradientSet::new());
+        decoder.forward(&mut pass, sequences)?;
+        let scores = decoder.score(&mut pass, rows, &targets, 0.8)?;
+        decoder.backward(&mut pass, &slopes, &mut gradients)?;
+        Ok::<_, PolicyError>((scores, gradients))
+    };
+    let (scores, gradients) = run(&shared, &rows, Keep::Activations)?;
+    let (copied_scores, copied) = run(&packed(&copies), &copied_rows, Keep::Activations)?;
+    same_bits(&scores.logprobs, &copied_scores.logprobs, "a shared prompt and its copies")?;
+    let (_, recomputed) = run(&shared, &rows, Keep::Inputs)?;
+    for (name, gradient) in gradients.iter() {
+        let found = |set: &GradientSet| set.get(name).map(<[f32]>::to_vec).unwrap_or_default();
+        agree(gradient, &found(&copied), &format!("gradients of {name}, prompt shared or not,"))?;
+        same_bits(gradient, &found(&recomputed), &format!("{name}: kept and recomputed"))?;
     }
     Ok(())
 }
 
-/// `extend`, in uneven pieces and from a copied prefix, gives what `hidden` gives.
+/// The cache, in uneven pieces and from a shared prefix, gives what a forward pass gives.
 fn the_cache_agrees(decoder: &Decoder, sequences: &[Vec<TokenId>]) -> Result<(), PolicyError> {
+    let width = decoder.config().hidden_size;
     let longest = sequences.iter().map(Vec::len).max().unwrap_or(0);
     let slots = sequences.len() + 1;
+    let mut inference = Inference::new(decoder)?;
     let mut cache = KvCache::new(decoder.config(), slots, longest)?;
     let mut taken = vec![0; sequences.len()];
+    let whole: Vec<Vec<f32>> = sequences
+        .iter()
+        .map(|sequence| hidden(decoder, &packed(std::slice::from_ref(sequence))))
+        .collect::<Result<_, _>>()?;
     for piece in 1.. {
         let spans: Vec<CacheSpan<'_>> = sequences
             .iter()
@@ -109,35 +166,20 @@ fn the_cache_agrees(decoder: &Decoder, sequences: &[Vec<TokenId>]) -> Result<(),
         if spans.is_empty() {
             break;
         }
-        let last = decoder.extend(&mut cache, &spans)?;
-        for (row, span) in spans.iter().enumerate() {
+        let last = inference.extend(&mut cache, &spans)?;
+        for (span, found) in spans.iter().zip(last.chunks_exact(width)) {
             taken[span.slot] += span.tokens.len();
-            let seen = &sequences[span.slot][..taken[span.slot]];
-            let whole = decoder.hidden(seen, &[seen.len()])?.narrow(0, seen.len() - 1, 1)?;
-            agree(&last.narrow(0, row, 1)?, &whole, "extend and hidden")?;
+            let row = taken[span.slot] - 1;
+            let expected = &whole[span.slot][row * width..(row + 1) * width];
+            same_bits(found, expected, "the cache and a forward pass")?;
         }
     }
     let (from, to) = (0, slots - 1);
     let shared = sequences[from].len() - 1;
-    cache.copy_prefix(from, to, shared)?;
+    cache.share_prefix(from, to, shared)?;
     let span = CacheSpan { slot: to, tokens: &sequences[from][shared..] };
-    let continued = decoder.extend(&mut cache, &[span])?;
-    let whole = decoder.hidden(&sequences[from], &[shared + 1])?.narrow(0, shared, 1)?;
-    agree(&continued, &whole, "extend from a copied prefix and hidden")
-}
-
-/// A frozen decoder gives the same values and no gradient graph, as does `extend`.
-fn frozen_records_nothing(
-    decoder: &Decoder,
-    sequences: &[Vec<TokenId>],
-) -> Result<(), PolicyError> {
-    let frozen = packed_hidden(&decoder.frozen(), sequences)?;
-    let mut cache = KvCache::new(decoder.config(), 1, sequences[0].len())?;
-    let extended = decoder.extend(&mut cache, &[CacheSpan { slot: 0, tokens: &sequences[0] }])?;
-    if frozen.track_op() || extended.track_op() {
-        return Err(PolicyError::contract("a frozen decoder or extend records gradients"));
-    }
-    agree(&frozen, &packed_hidden(decoder, sequences)?, "a frozen decoder and its original")
+    let continued = inference.extend(&mut cache, &[span])?;
+    same_bits(&continued, &whole[from][shared * width..], "a shared prefix and a forward pass")
 }
 
 /// Every parameter has a gradient, not zero, whose length is the slope along it.
@@ -149,26 +191,35 @@ fn every_gradient_is_the_slope(
     let vocab = decoder.config().vocab_size as TokenId;
     let targets: Vec<TokenId> =
         tokens.iter().enumerate().map(|(row, token)| (token * 7 + row as u32) % vocab).collect();
-    let loss = || -> Result<Tensor, PolicyError> {
-        let hidden = packed_hidden(decoder, sequences)?;
-        Ok(decoder.token_logprobs(&hidden, &targets, 0.8)?.logprobs.mean_all()?.neg()?)
+    let (sequences, rows) = (packed(sequences), (0..tokens.len() as u32).collect::<Vec<_>>());
+    let share = 1.0 / targets.len() as f64;
+    let mut pass = Pass::default();
+    let loss = |pass: &mut Pass| -> Result<f64, PolicyError> {
+        decoder.forward(pass, &sequences)?;
+        let scores = decoder.score(pass, &rows, &targets, 0.8)?;
+        Ok(-share * scores.logprobs.iter().map(|it| f64::from(*it)).sum::<f64>())
     };
-    let gradients = GradientSet::from_store(decoder.parameters(), &loss()?.backward()?)?;
+    loss(&mut pass)?;
+    let mut gradients = GradientSet::new();
+    decoder.backward(&mut pass, &vec![-share as f32; targets.len()], &mut gradients)?;
     for (name, variable) in decoder.parameters().iter() {
-        let gradient = gradients.get(name).expect("from_store checked every name");
-        let slope = length(&floats(gradient)?);
+        let gradient = gradients
+            .get(name)
+            .ok_or_else(|| PolicyError::contract(format!("{name} has no gradient")))?;
+        let slope = length(gradient);
         // A bias of the keys would shift all of a query's scores alike, which softmax does
         // not see, were it not for the rotation: its gradient is small, but not zero.
         if slope < 1e-7 {
             return Err(PolicyError::contract(format!("the gradient of {name} is zero")));
         }
         let before = variable.as_detached_tensor().copy()?;
-        let loss_at = |step: f64| -> Result<f64, PolicyError> {
-            variable.set(&(&before + (gradient * (step / slope))?)?)?;
-            Ok(f64::from(loss()?.to_scalar::<f32>()?))
+        let direction = Tensor::from_slice(gradient, variable.shape(), &Device::Cpu)?;
+        let mut loss_at = |step: f64| -> Result<f64, PolicyError> {
+            variable.set(&(&before + (&direction * (step / slope))?)?)?;
+            loss(&mut pass)
         };
         let step = (LOSS_CHANGE / slope).clamp(*STEPS.start(), *STEPS.end());
-        let central = |step: f64| -> Result<f64, PolicyError> {
+        let mut central = |step: f64| -> Result<f64, PolicyError> {
             Ok((loss_at(step)? - loss_at(-step)?) / (2.0 * step))
         };
         // Richardson's extrapolation: the third derivative cancels.
@@ -205,19 +256,25 @@ fn saving_and_loading_is_the_identity(decoder: &Decoder, folder: &Path) -> Resul
     Ok(())
 }
 
-fn floats(tensor: &Tensor) -> Result<Vec<f64>, PolicyError> {
-    let values: Vec<f32> = tensor.to_device(&Device::Cpu)?.flatten_all()?.to_vec1()?;
-    Ok(values.into_iter().map(f64::from).collect())
+fn floats(tensor: &Tensor) -> Result<Vec<f32>, PolicyError> {
+    Ok(tensor.flatten_all()?.to_vec1()?)
 }
 
-fn length(values: &[f64]) -> f64 {
-    values.iter().map(|value| value * value).sum::<f64>().sqrt()
+fn length(values: &[f32]) -> f64 {
+    values.iter().map(|value| f64::from(*value).powi(2)).sum::<f64>().sqrt()
 }
 
-fn agree(found: &Tensor, expected: &Tensor, what: &str) -> Result<(), PolicyError> {
-    let (found, expected) = (floats(found)?, floats(expected)?);
-    let error: Vec<f64> = found.iter().zip(&expected).map(|(a, b)| a - b).collect();
-    let (error, expected) = (length(&error), length(&expected));
+fn same_bits(found: &[f32], expected: &[f32], what: &str) -> Result<(), PolicyError> {
+    if found == expected {
+        return Ok(());
+    }
+    let differing = found.iter().zip(expected).filter(|(a, b)| a != b).count();
+    Err(PolicyError::contract(format!("{what} differ in {differing} of {} values", found.len())))
+}
+
+fn agree(found: &[f32], expected: &[f32], what: &str) -> Result<(), PolicyError> {
+    let error: Vec<f32> = found.iter().zip(expected).map(|(a, b)| a - b).collect();
+    let (error, expected) = (length(&error), length(expected));
     if error <= AGREEMENT * expected {
         Ok(())
     } else {

@@ -10,38 +10,43 @@
 //! hidden = norm(x);  logits = hidden Wheadᵀ
 //! ```
 //!
-//! Learning and sampling run the same `forward` over packed rows; they
-//! differ in one closure, which says where attention finds its keys and values.
+//! Learning and sampling run the same layers over packed rows ([`crate::layer`]); they differ in
+//! one closure, which says where attention finds its keys and values. Learning keeps what the
+//! layers computed and runs them in reverse; the formulas of the reverse are
+//! in the files of the operations.
 
 use std::path::Path;
 use std::sync::{Arc, PoisonError, RwLock};
 
-use candle_core::Tensor;
+use candle_core::{Tensor, Var};
 
 use crate::TokenId;
 use crate::checkpoint;
 use crate::error::PolicyError;
-use crate::kv_cache::KvCache;
+use crate::layer::{Activations, AttentionOver, LayerWeights, Linear, Named, Place};
 use crate::model_config::{DecoderShape, ModelConfig};
+use crate::ops::slices::Values;
 use crate::ops::{self, Heads, Rotations};
+use crate::optimizer::GradientSet;
+use crate::packed::PackedSequences;
 use crate::parameters::{self, InitOptions, Parameters};
+use crate::pass::{Keep, Pass, sized};
 
 /// A causal language model.
 ///
 /// # Contract (see [`crate::contract::check_decoder`])
-/// - `hidden` and `extend` agree on every row.
+/// - A packed batch gives each sequence what it would get alone, and [`Inference`](crate::Inference)
+///   gives every row what a forward pass gives it: bit for bit.
+/// - A prompt that replies share changes no value, and gradients only by rounding.
 /// - Every parameter receives a gradient, and it matches finite differences.
-/// - A packed batch gives each sequence what it would get alone.
 /// - Saving and loading is the identity.
 #[derive(Clone, Debug)]
 pub struct Decoder {
     config: ModelConfig,
     shape: DecoderShape,
     parameters: Parameters,
-    /// What `hidden` reads: the variables, or their untracked twins in a frozen decoder.
+    /// The same storage, by place in the network.
     weights: Weights,
-    /// The same storage, outside the gradient graph: what `extend` reads.
-    untracked: Weights,
     /// Grows to the longest sequence seen; shared by all clones.
     rotations: Arc<RwLock<Arc<Rotations>>>,
 }
@@ -55,12 +60,12 @@ pub struct CacheSpan<'a> {
     pub tokens: &'a [TokenId],
 }
 
-/// What the model thought of given tokens.
-#[derive(Clone, Debug)]
+/// What the model thought of given tokens, one of each per token.
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct TokenScores {
-    /// log p(target | hidden) in nats, `(n)` f32, with gradient.
-    pub logprobs: Tensor,
-    /// Entropy of the distribution each target was scored under, in nats; no gradient.
+    /// log p(target | hidden) in nats.
+    pub logprobs: Vec<f32>,
+    /// Entropy of the distribution each target was scored under, in nats.
     pub entropies: Vec<f32>,
 }
 
@@ -106,12 +111,6 @@ impl Decoder {
         &self.parameters
     }
 
-    /// The same weights in the same storage, recording no gradient. Updates of the original
-    /// show here.
-    pub fn frozen(&self) -> Self {
-        Self { weights: self.untracked.clone(), ..self.clone() }
-    }
-
     /// A copy with storage of its own: a reference policy, or a published version.
     ///
     /// # Errors
@@ -139,96 +138,89 @@ impl Decoder {
         Ok(())
     }
 
-    /// Final normed hidden states of sequences packed end to end, `(tokens, hidden)`, with
-    /// gradient. `lengths` holds the length of each sequence, in order.
+    /// Runs all layers over packed sequences and keeps in `pass` what it was made to keep.
     ///
     /// # Errors
-    /// If the lengths do not add up to the tokens, or a token is outside the vocabulary.
-    pub fn hidden(&self, tokens: &[TokenId], lengths: &[usize]) -> Result<Tensor, PolicyError> {
-        if lengths.iter().sum::<usize>() != tokens.len() || tokens.is_empty() {
-            return Err(PolicyError::input(format!(
-                "{} tokens packed as sequences of lengths {lengths:?}",
-                tokens.len()
-            )));
+    /// If there is no token, or one is outside the vocabulary.
+    pub fn forward(&self, pass: &mut Pass, sequences: &PackedSequences) -> Result<(), PolicyError> {
+        if sequences.rows() == 0 {
+            return Err(PolicyError::input("a forward pass over no tokens"));
         }
-        let positions: Arc<[u32]> = lengths.iter().flat_map(|&length| 0..length as u32).collect();
-        let lengths: Arc<[usize]> = lengths.iter().copied().filter(|&length| length > 0).collect();
+        self.check_vocabulary(sequences.tokens())?;
+        pass.sequences = sequences.clone();
+        let (rows, hidden) = (sequences.rows(), self.shape.hidden);
+        let rotations = self.rotations_to(sequences.positions());
+        let keeps_inputs = pass.keep != Keep::Nothing;
+        let inputs = if keeps_inputs { self.shape.layers + 1 } else { 2 };
+        pass.inputs.resize_with(inputs, Vec::new);
+        let layers = if pass.keep == Keep::Activations { self.shape.layers } else { 1 };
+        pass.layers.resize_with(layers, Activations::default);
+        self.embed(sequences.tokens(), sized(&mut pass.inputs[0], rows * hidden))?;
         let heads = self.heads();
-        let x = self.forward(&self.weights, tokens, positions, &mut |_layer, q, k, v| {
-            ops::causal_attention(&q, &k, &v, &lengths, heads)
-        })?;
-        self.final_norm(&self.weights, &x)
-    }
-
-    /// Appends each span's tokens to its cache slot and returns the normed hidden state of
-    /// each span's last token, `(spans, hidden)`, without gradient. Prefill and decode are
-    /// the same call, and may be mixed.
-    ///
-    /// # Errors
-    /// If a span is empty, names a slot twice or outside the cache, or overflows its slot;
-    /// the cache is then as it was.
-    pub fn extend(
-        &self,
-        cache: &mut KvCache,
-        spans: &[CacheSpan<'_>],
-    ) -> Result<Tensor, PolicyError> {
-        self.check_spans(cache, spans)?;
-        let tokens: Vec<TokenId> = spans.iter().flat_map(|span| span.tokens).copied().collect();
-        let positions: Arc<[u32]> = spans
-            .iter()
-            .flat_map(|span| {
-                let held = cache.len(span.slot);
-                held as u32..(held + span.tokens.len()) as u32
-            })
-            .collect();
-        for span in spans {
-            cache.drop_uncommitted(span.slot);
+        for (index, layer) in self.weights.layers.iter().enumerate() {
+            let (from, to) =
+                if keeps_inputs { (index, index + 1) } else { (index % 2, 1 - index % 2) };
+            let [x, next] = pass.inputs.get_disjoint_mut([from, to]).expect("two buffers");
+            let view = layer.view(&self.shape)?;
+            pass.packed.pack(&view);
+            let activations = &mut pass.layers[if layers == 1 { 0 } else { index }];
+            let place = Place { positions: sequences.positions(), rotations: &rotations };
+            view.forward(
+                &pass.packed,
+                place,
+                x,
+                activations,
+                next,
+                &mut pass.scratch,
+                &mut |q, k, v, out| {
+                    ops::attention::forward(q, k, v, sequences, heads, out);
+                },
+            );
         }
-        let heads = self.heads();
-        let x = self.forward(&self.untracked, &tokens, positions, &mut |layer, q, k, v| {
-            ops::cached_attention(&q, &k, &v, cache, layer, spans, heads)
-        })?;
-        for span in spans {
-            cache.commit(span.slot, span.tokens.len());
+        pass.last = if keeps_inputs { self.shape.layers } else { self.shape.layers % 2 };
+        Ok(())
+    }
+
+    /// Final normed hidden states of some rows of the last [`forward`](Self::forward),
+    /// `(rows, hidden)`.
+    ///
+    /// # Errors
+    /// If there was no forward pass, or it has fewer rows.
+    pub fn hidden<'a>(&self, pass: &'a mut Pass, rows: &[u32]) -> Result<&'a [f32], PolicyError> {
+        let held = pass.sequences.rows();
+        if let Some(row) = rows.iter().find(|row| **row as usize >= held) {
+            return Err(PolicyError::input(format!("row {row} of a forward pass over {held}")));
         }
-        let mut end = 0;
-        let last_rows: Arc<[u32]> = spans
-            .iter()
-            .map(|span| {
-                end += span.tokens.len() as u32;
-                end - 1
-            })
-            .collect();
-        let last = ops::embedding(&x, &last_rows)?; // (spans, hidden)
-        self.final_norm(&self.untracked, &last)
+        let hidden = self.shape.hidden;
+        pass.rows.clear();
+        pass.rows.extend_from_slice(rows);
+        let Pass { inputs, last, selected, normed, .. } = pass;
+        let selected = sized(selected, rows.len() * hidden);
+        ops::embedding::forward(&inputs[*last], hidden, rows, selected);
+        let normed = sized(normed, rows.len() * hidden);
+        self.final_norm(selected, normed)?;
+        Ok(normed)
     }
 
-    /// Hidden states `(n, hidden)` -> logits `(n, vocab)` f32, with gradient.
+    /// log p(target | row) at a temperature for some rows of the last
+    /// [`forward`](Self::forward), and the entropy of each. Works in chunks of rows: never holds
+    /// `(rows, vocab)` unless it is small.
     ///
     /// # Errors
-    /// If the width is not the model's.
-    pub fn logits(&self, hidden: &Tensor) -> Result<Tensor, PolicyError> {
-        Ok(ops::linear(hidden, &self.weights.head, None)?)
-    }
-
-    /// log p(target | hidden) at a temperature for each row of `hidden` `(n, hidden)`, with
-    /// gradient, and the entropy of each row. Works in chunks of rows: never holds all of
-    /// `(n, vocab)` unless it is small.
-    ///
-    /// # Errors
-    /// If there is not one target for each row, a target is outside the vocabulary, or the
+    /// If there is not one target for each row, a row or target does not exist, or the
     /// temperature is not positive.
-    pub fn token_logprobs(
+    pub fn score(
         &self,
-        hidden: &Tensor,
+        pass: &mut Pass,
+        rows: &[u32],
         targets: &[TokenId],
         temperature: f64,
     ) -> Result<TokenScores, PolicyError> {
-        let (rows, _hidden) = hidden.dims2()?;
-        if rows != targets.len() {
+        if rows.len() != targets.len() {
             return Err(PolicyError::input(format!(
-                "{} targets for {rows} rows of hidden states",
-                targets.len()
+                "{} targets for {} rows",
+                targets.len(),
+                rows.len()
             )));
         }
         if !(temperature > 0.0 && temperature.is_finite()) {
@@ -237,70 +229,179 @@ impl Decoder {
             )));
         }
         self.check_vocabulary(targets)?;
-        let targets: Arc<[u32]> = targets.into();
-        let (logprobs, entropies) =
-            ops::token_logprobs(hidden, &self.weights.head, &targets, temperature)?;
+        self.hidden(pass, rows)?;
+        let hidden = self.shape.hidden;
+        let normed = &pass.normed[..rows.len() * hidden];
+        let head = Values::of(&self.weights.head)?;
+        let (logprobs, entropies) = ops::token_logprobs::forward(
+            normed,
+            hidden,
+            &head,
+            targets,
+            temperature,
+            &mut pass.scored,
+        );
         Ok(TokenScores { logprobs, entropies })
+    }
+
+    /// Adds to `gradients` those of every parameter, from the gradient of a loss by each
+    /// log-probability of the last [`score`](Self::score). Uses up what the pass kept.
+    ///
+    /// # Errors
+    /// If the pass kept nothing, or there is not one gradient for each scored token.
+    pub fn backward(
+        &self,
+        pass: &mut Pass,
+        d_logprobs: &[f32],
+        gradients: &mut GradientSet,
+    ) -> Result<(), PolicyError> {
+        if d_logprobs.len() != pass.rows.len() {
+            return Err(PolicyError::input(format!(
+                "{} gradients for {} scored tokens",
+                d_logprobs.len(),
+                pass.rows.len()
+            )));
+        }
+        let hidden = self.shape.hidden;
+        let mut d_hidden = std::mem::take(&mut pass.d_hidden);
+        {
+            let head = Values::of(&self.weights.head)?;
+            let name = if self.shape.tied_head { EMBEDDING } else { HEAD };
+            let mut d_head = gradients.take(name, &self.weights.head);
+            let output = d_head.output();
+            ops::token_logprobs::backward(
+                &pass.normed[..d_logprobs.len() * hidden],
+                hidden,
+                &head,
+                d_logprobs,
+                &mut pass.scored,
+                sized(&mut d_hidden, d_logprobs.len() * hidden),
+                Some((d_head.values(), output)),
+            );
+            gradients.put(name, d_head);
+        }
+        self.backward_hidden(pass, &d_hidden[..d_logprobs.len() * hidden], gradients)?;
+        pass.d_hidden = d_hidden;
+        Ok(())
+    }
+
+    /// The same from the gradient by the rows that [`hidden`](Self::hidden) gave last,
+    /// `(rows, hidden)`: for heads other than the model's own.
+    ///
+    /// # Errors
+    /// If the pass kept nothing.
+    pub fn backward_hidden(
+        &self,
+        pass: &mut Pass,
+        d_hidden: &[f32],
+        gradients: &mut GradientSet,
+    ) -> Result<(), PolicyError> {
+        if pass.keep == Keep::Nothing {
+            return Err(PolicyError::input(
+                "a backward pass over a forward pass that kept nothing",
+            ));
+        }
+        let hidden = self.shape.hidden;
+        let total = pass.sequences.rows() * hidden;
+        let eps = self.shape.rms_norm_eps as f32;
+        // Gradient by the residual stream, which flows from the last layer to the first.
+        let mut g = std::mem::take(&mut pass.g);
+        g.clear();
+        g.resize(total, 0.0);
+        {
+            let count = pass.rows.len() * hidden;
+            let weight = Values::of(&self.weights.final_norm)?;
+            let mut dw = gradients.take(FINAL_NORM, &self.weights.final_norm);
+            let d_selected = sized(&mut pass.scratch.normed, count);
+            d_selected.fill(0.0);
+            ops::rms_norm::backward(
+                &pass.selected[..count],
+                &weight,
+                &d_hidden[..count],
+                eps,
+                d_selected,
+                dw.summed(),
+            );
+            gradients.put(FINAL_NORM, dw);
+            ops::embedding::backward(d_selected, hidden, &pass.rows, &mut g);
+        }
+        let sequences = std::mem::take(&mut pass.sequences);
+        let rotations = self.rotations_to(sequences.positions());
+        let place = Place { positions: sequences.positions(), rotations: &rotations };
+        let heads = self.heads();
+        for (index, layer) in self.weights.layers.iter().enumerate().rev() {
+            let view = layer.view(&self.shape)?;
+            let [x, next] = pass.inputs.get_disjoint_mut([index, index + 1]).expect("two buffers");
+            let activations = if pass.keep == Keep::Activations {
+                &mut pass.layers[index]
+            } else {
+                pass.packed.pack(&view);
+                let activations = &mut pass.layers[0];
+                let attend: AttentionOver<'_> = &mut |q, k, v, out| {
+                    ops::attention::forward(q, k, v, &sequences, heads, out);
+                };
+                view.forward(&pass.packed, place, x, activations, next, &mut pass.scratch, attend);
+                activations
+            };
+            view.backward(
+                layer,
+                place,
+                &sequences,
+                x,
+                activations,
+                &mut g,
+                &mut pass.scratch,
+                gradients,
+            );
+        }
+        let mut d_embedding = gradients.take(EMBEDDING, &self.weights.embedding);
+        ops::embedding::backward(&g, hidden, sequences.tokens(), d_embedding.summed());
+        gradients.put(EMBEDDING, d_embedding);
+        pass.sequences = sequences;
+        pass.g = g;
+        Ok(())
+    }
+
+    pub(crate) fn shape(&self) -> &DecoderShape {
+        &self.shape
+    }
+
+    pub(crate) fn layers(&self) -> &[LayerWeights] {
+        &self.weights.layers
+    }
+
+    pub(crate) fn head(&self) -> &Tensor {
+        &self.weights.head
+    }
+
+    /// The embedding's rows of some tokens.
+    pub(crate) fn embed(&self, tokens: &[TokenId], out: &mut [f32]) -> Result<(), PolicyError> {
+        let table = Values::of(&self.weights.embedding)?;
+        ops::embedding::forward(&table, self.shape.hidden, tokens, out);
+        Ok(())
     }
 
     fn from_parameters(config: ModelConfig, parameters: Parameters) -> Result<Self, PolicyError> {
         let shape = config.shape()?;
-        let weights = Weights::new(&shape, &parameters, Tracking::Recorded);
-        let untracked = Weights::new(&shape, &parameters, Tracking::Untracked);
+        let weights = Weights::new(&shape, &parameters);
         let rotations = Rotations::new(shape.head_dim, shape.rope_theta, FIRST_POSITIONS);
         let rotations = Arc::new(RwLock::new(Arc::new(rotations)));
-        Ok(Self { config, shape, parameters, weights, untracked, rotations })
+        Ok(Self { config, shape, parameters, weights, rotations })
     }
 
-    /// Residual stream after the last layer, `(tokens, hidden)`, not yet normed. `attention`
-    /// gets the layer's index and its rotated q, rotated k and v.
-    fn forward(
-        &self,
-        weights: &Weights,
-        tokens: &[TokenId],
-        positions: Arc<[u32]>,
-        attention: &mut dyn FnMut(usize, Tensor, Tensor, Tensor) -> candle_core::Result<Tensor>,
-    ) -> Result<Tensor, PolicyError> {
-        self.check_vocabulary(tokens)?;
-        let eps = self.shape.rms_norm_eps;
-        let rotations = self.rotations_to(&positions);
-        let mut x = ops::embedding(&weights.embedding, &tokens.into())?; // (tokens, hidden)
-        for (index, layer) in weights.layers.iter().enumerate() {
-            let normed = ops::rms_norm(&x, &layer.attention_norm, eps)?;
-            let q = self.head_norm(layer.query.apply(&normed)?, layer.query_norm.as_ref())?;
-            let k = self.head_norm(layer.key.apply(&normed)?, layer.key_norm.as_ref())?;
-            let v = layer.value.apply(&normed)?;
-            let q = ops::rope(&q, &positions, &rotations)?;
-            let k = ops::rope(&k, &positions, &rotations)?;
-            x = (x + layer.output.apply(&attention(index, q, k, v)?)?)?;
-
-            let normed = ops::rms_norm(&x, &layer.feed_forward_norm, eps)?;
-            let (gate, up) = (layer.gate.apply(&normed)?, layer.up.apply(&normed)?);
-            x = (x + layer.down.apply(&ops::swiglu(&gate, &up)?)?)?;
-        }
-        Ok(x)
+    pub(crate) fn final_norm(&self, x: &[f32], out: &mut [f32]) -> Result<(), PolicyError> {
+        let weight = Values::of(&self.weights.final_norm)?;
+        ops::rms_norm::forward(x, &weight, self.shape.rms_norm_eps as f32, out);
+        Ok(())
     }
 
-    fn final_norm(&self, weights: &Weights, x: &Tensor) -> Result<Tensor, PolicyError> {
-        Ok(ops::rms_norm(x, &weights.final_norm, self.shape.rms_norm_eps)?)
-    }
-
-    /// Norms each head on its own, where the family asks for it.
-    fn head_norm(&self, x: Tensor, weight: Option<&Tensor>) -> candle_core::Result<Tensor> {
-        let Some(weight) = weight else { return Ok(x) };
-        let (tokens, width) = x.dims2()?;
-        let head_dim = self.shape.head_dim;
-        let by_head = x.reshape((tokens * width / head_dim, head_dim))?;
-        ops::rms_norm(&by_head, weight, self.shape.rms_norm_eps)?.reshape((tokens, width))
-    }
-
-    fn heads(&self) -> Heads {
+    pub(crate) fn heads(&self) -> Heads {
         let DecoderShape { heads, kv_heads, head_dim, .. } = self.shape;
         Heads { heads, kv_heads, head_dim }
     }
 
     /// The table of rotations, grown to hold every one of the positions.
-    fn rotations_to(&self, positions: &[u32]) -> Arc<Rotations> {
+    pub(crate) fn rotations_to(&self, positions: &[u32]) -> Arc<Rotations> {
         let wanted = positions.iter().max().map_or(0, |&last| last as usize + 1);
         let held = self.rotations.read().unwrap_or_else(PoisonError::into_inner).clone();
         if held.positions() >= wanted {
@@ -312,7 +413,7 @@ impl Decoder {
         grown
     }
 
-    fn check_vocabulary(&self, tokens: &[TokenId]) -> Result<(), PolicyError> {
+    pub(crate) fn check_vocabulary(&self, tokens: &[TokenId]) -> Result<(), PolicyError> {
         match tokens.iter().find(|&&token| token as usize >= self.shape.vocab) {
             None => Ok(()),
             Some(token) => Err(PolicyError::input(format!(
@@ -320,42 +421,6 @@ impl Decoder {
                 self.shape.vocab
             ))),
         }
-    }
-
-    fn check_spans(&self, cache: &KvCache, spans: &[CacheSpan<'_>]) -> Result<(), PolicyError> {
-        if !cache.fits(self.shape.layers, self.shape.kv_width()) {
-            return Err(PolicyError::input("the cache was made for a model of another shape"));
-        }
-        if spans.is_empty() {
-            return Err(PolicyError::input("no span to extend the cache with"));
-        }
-        let mut named = vec![false; cache.slots()];
-        for &CacheSpan { slot, tokens } in spans {
-            match named.get_mut(slot) {
-                None => {
-                    return Err(PolicyError::input(format!(
-                        "slot {slot} of a cache with {} slots",
-                        cache.slots()
-                    )));
-                }
-                Some(true) => {
-                    return Err(PolicyError::input(format!("slot {slot} is named by two spans")));
-                }
-                Some(named) => *named = true,
-            }
-            if tokens.is_empty() {
-                return Err(PolicyError::input(format!("the span of slot {slot} is empty")));
-            }
-            if cache.len(slot) + tokens.len() > cache.capacity() {
-                return Err(PolicyError::input(format!(
-                    "slot {slot} holds {} tokens and cannot take {} more: its capacity is {}",
-                    cache.len(slot),
-                    tokens.len(),
-                    cache.capacity()
-                )));
-            }
-        }
-        Ok(())
     }
 }
 
@@ -366,88 +431,60 @@ fn same_storage(one: &Tensor, other: &Tensor) -> bool {
     one.id() == other.id()
 }
 
-/// Whether operations on a set of weights enter the gradient graph.
-#[derive(Clone, Copy)]
-enum Tracking {
-    Recorded,
-    Untracked,
-}
+const EMBEDDING: &str = "model.embed_tokens.weight";
+const FINAL_NORM: &str = "model.norm.weight";
+const HEAD: &str = "lm_head.weight";
 
 /// The parameters by their place in the network.
 #[derive(Clone, Debug)]
 struct Weights {
     embedding: Tensor,
-    layers: Vec<Layer>,
+    layers: Vec<LayerWeights>,
     final_norm: Tensor,
     head: Tensor,
-}
-
-#[derive(Clone, Debug)]
-struct Layer {
-    attention_norm: Tensor,
-    query: Linear,
-    key: Linear,
-    value: Linear,
-    query_norm: Option<Tensor>,
-    key_norm: Option<Tensor>,
-    output: Linear,
-    feed_forward_norm: Tensor,
-    gate: Linear,
-    up: Linear,
-    down: Linear,
-}
-
-#[derive(Clone, Debug)]
-struct Linear {
-    weight: Tensor,
-    bias: Option<Tensor>,
-}
-
-impl Linear {
-    fn apply(&self, x: &Tensor) -> candle_core::Result<Tensor> {
-        ops::linear(x, &self.weight, self.bias.as_ref())
-    }
 }
 
 impl Weights {
     /// # Panics
     /// If `parameters` lacks one that `parameters::specs` lists for this shape.
-    fn new(shape: &DecoderShape, parameters: &Parameters, tracking: Tracking) -> Self {
-        let optional = |name: &str| {
-            parameters.get(name).map(|variable| match tracking {
-                Tracking::Recorded => variable.as_tensor().clone(),
-                Tracking::Untracked => variable.as_detached_tensor(),
-            })
-        };
+    fn new(shape: &DecoderShape, parameters: &Parameters) -> Self {
+        let optional = |name: &str| parameters.get(name).map(Var::as_detached_tensor);
         let tensor = |name: &str| {
             optional(name).unwrap_or_else(|| panic!("parameters are drawn or read whole: {name}"))
         };
         let layer = |index: usize| {
-            let name = |rest: &str| format!("model.layers.{index}.{rest}");
-            let linear = |rest: &str| Linear {
-                weight: tensor(&name(&format!("{rest}.weight"))),
-                bias: optional(&name(&format!("{rest}.bias"))),
+            let named = |rest: &str| {
+                let name = format!("model.layers.{index}.{rest}");
+                Named { values: tensor(&name), name }
             };
-            Layer {
-                attention_norm: tensor(&name("input_layernorm.weight")),
+            let maybe = |rest: &str| {
+                let name = format!("model.layers.{index}.{rest}");
+                optional(&name).map(|values| Named { values, name })
+            };
+            let linear = |rest: &str| Linear {
+                weight: named(&format!("{rest}.weight")),
+                bias: maybe(&format!("{rest}.bias")),
+            };
+            LayerWeights {
+                attention_norm: named("input_layernorm.weight"),
                 query: linear("self_attn.q_proj"),
                 key: linear("self_attn.k_proj"),
                 value: linear("self_attn.v_proj"),
-                query_norm: optional(&name("self_attn.q_norm.weight")),
-                key_norm: optional(&name("self_attn.k_norm.weight")),
+                query_norm: maybe("self_attn.q_norm.weight"),
+                key_norm: maybe("self_attn.k_norm.weight"),
                 output: linear("self_attn.o_proj"),
-                feed_forward_norm: tensor(&name("post_attention_layernorm.weight")),
+                feed_forward_norm: named("post_attention_layernorm.weight"),
                 gate: linear("mlp.gate_proj"),
                 up: linear("mlp.up_proj"),
                 down: linear("mlp.down_proj"),
             }
         };
-        let embedding = tensor("model.embed_tokens.weight");
+        let embedding = tensor(EMBEDDING);
         Self {
-            head: if shape.tied_head { embedding.clone() } else { tensor("lm_head.weight") },
+            head: if shape.tied_head { embedding.clone() } else { tensor(HEAD) },
             embedding,
             layers: (0..shape.layers).map(layer).collect(),
-            final_norm: tensor("model.norm.weight"),
+            final_norm: tensor(FINAL_NORM),
         }
     }
 }

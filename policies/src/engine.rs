@@ -1,17 +1,17 @@
 //! The sampling engine: many replies at once over one cache, refilled as replies end.
 //!
-//! Each [`step`](Engine::step) admits waiting requests into free cache slots, runs the decoder once
-//! over every live reply (new prompts whole, the others by one token) and draws a token for each.
-//! A prompt that several requests share is computed once and copied: a group's siblings arrive
-//! together, so only the first pays for it.
+//! Each [`step`](Engine::step) admits waiting requests into free slots, runs the decoder once over
+//! every live reply (a piece of a prompt, or one token) and draws a token for each whose text so
+//! far is computed. A prompt that several requests share is computed once; its blocks of the cache
+//! are shared until a reply writes to one.
 //!
-//! The order of work depends on the order of submission alone, never on time: the same requests
-//! submitted in the same order give the same replies bit for bit.
+//! Where the cache is bounded and full, the reply admitted last gives up its blocks and waits; its
+//! tokens are kept and computed again when there is room. A reply's bits depend on its prompt, its
+//! seed and the weights alone: neither on its neighbours, nor on how often it had to wait.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
-use candle_core::Tensor;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
@@ -19,37 +19,68 @@ use rayon::prelude::*;
 use crate::TokenId;
 use crate::decoder::{CacheSpan, Decoder};
 use crate::error::PolicyError;
+use crate::inference::Inference;
 use crate::kv_cache::KvCache;
 use crate::sampling::{Completion, Draw, FinishReason, PolicyVersion, Request, draw};
 use crate::tokenizer::Tokenizer;
 
-/// Prompt tokens that one decoder call may hold, so that a burst of long prompts is computed in
-/// pieces of bounded memory.
-const PREFILL_TOKENS: usize = 4096;
+/// Prompt tokens that one step may compute, so that a burst of long prompts takes bounded memory
+/// and holds up the replies beside it for a bounded time.
+const PREFILL_TOKENS: usize = 2048;
 
 /// Samples replies from one decoder.
 pub struct Engine {
     decoder: Decoder,
     version: PolicyVersion,
     tokenizer: Arc<Tokenizer>,
+    /// The weights laid out for sampling: made for the first step, gone when nothing is live, so
+    /// that a learner that takes turns with the engine has the memory.
+    inference: Option<Inference>,
     cache: KvCache,
     /// `slots[i]` is the reply that cache slot `i` holds.
     slots: Vec<Option<Live>>,
-    waiting: VecDeque<Request>,
+    waiting: VecDeque<Live>,
     /// Finished by a request that could not run at all (a prompt that fills the context).
     refused: Vec<(u64, Completion)>,
+    admissions: u64,
     sampled_tokens: u64,
+    preemptions: u64,
 }
 
-/// A reply being sampled.
+/// A reply being sampled, or waiting to be.
 struct Live {
     request: Request,
     stream: ChaCha8Rng,
     tokens: Vec<TokenId>,
     logprobs: Vec<f32>,
-    first_version: PolicyVersion,
+    kept_masses: Vec<f32>,
+    /// Version of the first drawn token.
+    first_version: Option<PolicyVersion>,
+    /// Version the prompt in the cache was computed with.
+    prompt_version: PolicyVersion,
+    /// Orders replies by their last admission: the newest gives way first.
+    admission: u64,
     /// Longest this reply may become: `max_tokens` or what the context leaves.
     limit: usize,
+}
+
+impl Live {
+    /// The prompt and what was drawn.
+    fn text(&self) -> impl Iterator<Item = TokenId> {
+        self.request.prompt.iter().chain(&self.tokens).copied()
+    }
+
+    fn length(&self) -> usize {
+        self.request.prompt.len() + self.tokens.len()
+    }
+}
+
+/// One step's work on a slot.
+struct Piece {
+    slot: usize,
+    tokens: Vec<TokenId>,
+    /// Slots with the same prompt that wait for this one to finish it.
+    followers: Vec<usize>,
 }
 
 impl Engine {
@@ -66,25 +97,66 @@ impl Engine {
         let capacity = decoder.config().max_position_embeddings;
         Ok(Self {
             cache: KvCache::new(decoder.config(), slots, capacity)?,
-            decoder: decoder.frozen(),
+            decoder: decoder.clone(),
             version: 0,
             tokenizer,
+            inference: None,
             slots: (0..slots).map(|_| None).collect(),
             waiting: VecDeque::new(),
             refused: Vec::new(),
+            admissions: 0,
             sampled_tokens: 0,
+            preemptions: 0,
         })
+    }
+
+    /// Bounds the memory of keys and values. A reply that needs more than that by itself is an
+    /// error of [`step`](Self::step): see [`bytes_for`](Self::bytes_for).
+    #[must_use]
+    pub fn with_cache_bytes(mut self, bytes: usize) -> Self {
+        let blocks = bytes / KvCache::block_bytes(self.decoder.config()).max(1);
+        self.cache = self.cache.with_most_blocks(blocks);
+        self
+    }
+
+    /// Bytes of keys and values that one reply needs whose text reaches `tokens`.
+    pub fn bytes_for(config: &crate::ModelConfig, tokens: usize) -> usize {
+        tokens.div_ceil(KvCache::BLOCK_POSITIONS) * KvCache::block_bytes(config)
     }
 
     /// Samples from `decoder`'s weights from the next token on; what is live goes on with them.
     pub fn publish(&mut self, decoder: &Decoder, version: PolicyVersion) {
-        self.decoder = decoder.frozen();
+        self.decoder = decoder.clone();
+        self.inference = None;
         self.version = version;
     }
 
     /// Queues a request; it starts when a slot is free, in order of submission.
     pub fn submit(&mut self, request: Request) {
-        self.waiting.push_back(request);
+        let context = self.decoder.config().max_position_embeddings;
+        let limit = request.params.max_tokens.min(context.saturating_sub(request.prompt.len()));
+        if limit == 0 || request.prompt.is_empty() {
+            let empty = Completion {
+                tokens: Vec::new(),
+                logprobs: Vec::new(),
+                kept_masses: Vec::new(),
+                finish: FinishReason::Length,
+                versions: self.version..=self.version,
+            };
+            self.refused.push((request.id, empty));
+            return;
+        }
+        self.waiting.push_back(Live {
+            stream: ChaCha8Rng::seed_from_u64(request.seed),
+            tokens: Vec::new(),
+            logprobs: Vec::new(),
+            kept_masses: Vec::new(),
+            first_version: None,
+            prompt_version: self.version,
+            admission: 0,
+            limit,
+            request,
+        });
     }
 
     /// Whether nothing is live or waiting.
@@ -102,46 +174,44 @@ impl Engine {
         self.sampled_tokens
     }
 
+    /// How often a reply had to give up its place in the cache.
+    pub fn preemptions(&self) -> u64 {
+        self.preemptions
+    }
+
     /// Bytes the cache holds now.
     pub fn cache_bytes(&self) -> usize {
         self.cache.bytes()
     }
 
-    /// One token for every live reply; returns those that ended, with their request ids.
+    /// One token for every live reply whose text is computed; returns those that ended, with their
+    /// request ids.
     ///
     /// # Errors
-    /// If the model fails; the engine is then of no further use.
+    /// If the model fails, or one reply alone needs more cache than there is; the engine is then
+    /// of no further use.
     pub fn step(&mut self) -> Result<Vec<(u64, Completion)>, PolicyError> {
-        let mut hidden: Vec<(usize, Tensor)> = Vec::new();
-        let single = self.admit(&mut hidden)?;
-        let mut rows: Vec<(usize, TokenId)> = Vec::new();
-        for (slot, live) in self.slots.iter().enumerate() {
-            let Some(live) = live else { continue };
-            if let Some(last) = live.tokens.last() {
-                rows.push((slot, *last));
-            } else if single.contains(&slot) {
-                rows.push((slot, live.request.prompt[live.request.prompt.len() - 1]));
-            }
-        }
-        let mut order: Vec<usize> = Vec::with_capacity(rows.len() + hidden.len());
-        let mut parts: Vec<Tensor> = Vec::new();
-        if !rows.is_empty() {
-            let spans: Vec<CacheSpan<'_>> = rows
+        self.admit();
+        let mut finished = std::mem::take(&mut self.refused);
+        let pieces = self.plan()?;
+        if !pieces.is_empty() {
+            let mut inference = match self.inference.take() {
+                Some(inference) => inference,
+                None => Inference::new(&self.decoder)?,
+            };
+            let spans: Vec<CacheSpan<'_>> = pieces
                 .iter()
-                .map(|(slot, token)| CacheSpan { slot: *slot, tokens: std::slice::from_ref(token) })
+                .map(|piece| CacheSpan { slot: piece.slot, tokens: &piece.tokens })
                 .collect();
-            parts.push(self.decoder.extend(&mut self.cache, &spans)?);
-            order.extend(rows.iter().map(|it| it.0));
+            let hidden = inference.extend(&mut self.cache, &spans)?;
+            let drawn = self.rows_to_draw(&pieces)?;
+            finished.extend(self.draw_rows(&inference, &drawn, &hidden)?);
+            self.inference = Some(inference);
         }
-        for (slot, row) in hidden {
-            order.push(slot);
-            parts.push(row);
+        if self.live() == 0 && self.waiting.is_empty() {
+            self.inference = None;
         }
-        if order.is_empty() {
-            return Ok(std::mem::take(&mut self.refused));
-        }
-        let hidden = if parts.len() == 1 { parts.remove(0) } else { Tensor::cat(&parts, 0)? };
-        self.draw_rows(&order, &hidden)
+        Ok(finished)
     }
 
     /// Samples all `requests` to their end; completions come in the order of the requests.
@@ -163,151 +233,187 @@ impl Engine {
             .collect())
     }
 
-    /// Fills free slots. New prompts are computed here, one for all its siblings, and leave the
-    /// hidden state of their last token in `hidden`; a request whose prompt a live sibling still
-    /// holds copies all but the last token and is returned, to run with the replies.
-    fn admit(&mut self, hidden: &mut Vec<(usize, Tensor)>) -> Result<Vec<usize>, PolicyError> {
-        let mut single = Vec::new();
-        // First slot of each prompt admitted in this step, and the slots that share it.
-        let mut fresh: Vec<(usize, Vec<usize>)> = Vec::new();
-        while !self.waiting.is_empty() {
-            let Some(slot) = self.slots.iter().position(Option::is_none) else { break };
-            let Some(request) = self.waiting.pop_front() else { break };
-            let context = self.decoder.config().max_position_embeddings;
-            let limit = request.params.max_tokens.min(context.saturating_sub(request.prompt.len()));
-            if limit == 0 || request.prompt.is_empty() {
-                let versions = self.version..=self.version;
-                let finish = FinishReason::Length;
-                let empty =
-                    Completion { tokens: Vec::new(), logprobs: Vec::new(), finish, versions };
-                self.refused.push((request.id, empty));
-                continue;
+    /// Fills free slots in order of submission, while the cache has room for what each must
+    /// compute before its first token.
+    fn admit(&mut self) {
+        let mut promised = 0;
+        while let Some(slot) = self.slots.iter().position(Option::is_none) {
+            let Some(next) = self.waiting.front() else { break };
+            // Shared prompts need less; asking for more than is needed only delays.
+            let shared =
+                self.slots.iter().flatten().any(|it| it.request.prompt == next.request.prompt);
+            let tokens = if shared { KvCache::BLOCK_POSITIONS + 1 } else { next.length() + 1 };
+            promised += tokens.div_ceil(KvCache::BLOCK_POSITIONS);
+            if promised > self.cache.blocks_free() && self.live() > 0 {
+                break;
             }
+            let mut live = self.waiting.pop_front().expect("it was looked at");
+            self.admissions += 1;
+            live.admission = self.admissions;
+            live.prompt_version = self.version;
             self.cache.clear(slot);
-            let sibling = fresh.iter_mut().find(|(first, _)| {
-                self.slots[*first].as_ref().is_some_and(|it| it.request.prompt == request.prompt)
-            });
-            if let Some((_, sharers)) = sibling {
-                sharers.push(slot);
-            } else if let Some(donor) = self.donor(&request.prompt) {
-                self.cache.copy_prefix(donor, slot, request.prompt.len() - 1)?;
-                single.push(slot);
-            } else {
-                fresh.push((slot, Vec::new()));
-            }
-            self.slots[slot] = Some(Live {
-                stream: ChaCha8Rng::seed_from_u64(request.seed),
-                tokens: Vec::new(),
-                logprobs: Vec::new(),
-                first_version: self.version,
-                limit,
-                request,
-            });
+            self.slots[slot] = Some(live);
         }
-        self.prefill(&fresh, hidden)?;
-        Ok(single)
     }
 
-    /// A slot whose cache still begins with `prompt`, computed under the current weights.
-    fn donor(&self, prompt: &Arc<[TokenId]>) -> Option<usize> {
-        self.slots.iter().position(|it| {
-            it.as_ref().is_some_and(|live| {
-                live.first_version == self.version
-                    && !live.tokens.is_empty()
+    /// What each live reply computes in this step; takes blocks from the newest replies where
+    /// the cache is too small for all.
+    fn plan(&mut self) -> Result<Vec<Piece>, PolicyError> {
+        loop {
+            let pieces = self.pieces()?;
+            let needed: usize = pieces
+                .iter()
+                .map(|piece| self.cache.blocks_needed(piece.slot, piece.tokens.len()))
+                .sum();
+            // A block that several replies share is copied by all of them but the last, and
+            // counted for each: never too few.
+            if needed <= self.cache.blocks_free() {
+                return Ok(pieces);
+            }
+            let newest = |slot: &usize| self.slots[*slot].as_ref().map(|it| it.admission);
+            let live: Vec<usize> =
+                (0..self.slots.len()).filter(|slot| self.slots[*slot].is_some()).collect();
+            if live.len() == 1 {
+                return Err(PolicyError::input(format!(
+                    "a reply of {} tokens with its prompt needs more cache than there is: {} \
+                     blocks of {} tokens",
+                    self.slots[live[0]].as_ref().map_or(0, Live::length),
+                    needed + self.cache.blocks_free(),
+                    KvCache::BLOCK_POSITIONS,
+                )));
+            }
+            let slot = live.into_iter().max_by_key(newest).expect("more than one is live");
+            let live = self.slots[slot].take().expect("chosen among the live");
+            self.cache.clear(slot);
+            self.waiting.push_front(live);
+            self.preemptions += 1;
+        }
+    }
+
+    fn pieces(&mut self) -> Result<Vec<Piece>, PolicyError> {
+        let mut order: Vec<usize> =
+            (0..self.slots.len()).filter(|slot| self.slots[*slot].is_some()).collect();
+        order.sort_by_key(|slot| self.slots[*slot].as_ref().map(|it| it.admission));
+        let mut pieces: Vec<Piece> = Vec::with_capacity(order.len());
+        // Pieces of prompts that are being computed, by prompt.
+        let mut leaders: HashMap<Arc<[TokenId]>, usize> = HashMap::new();
+        let mut room = PREFILL_TOKENS;
+        for slot in order {
+            let live = self.slots[slot].as_ref().expect("only live slots are in the order");
+            let (prompt, length) = (Arc::clone(&live.request.prompt), live.length());
+            if self.cache.len(slot) < prompt.len() {
+                if let Some(donor) = self.donor(slot) {
+                    self.cache.share_prefix(donor, slot, prompt.len().min(length - 1))?;
+                } else if let Some(leader) = leaders.get(&prompt) {
+                    pieces[*leader].followers.push(slot);
+                    continue;
+                }
+            }
+            let held = self.cache.len(slot);
+            let count = (length - held).min(if length - held == 1 { 1 } else { room });
+            if count == 0 {
+                continue;
+            }
+            room -= if length - held == 1 { 0 } else { count };
+            if held < prompt.len() {
+                leaders.insert(Arc::clone(&prompt), pieces.len());
+            }
+            let live = self.slots[slot].as_ref().expect("only live slots are in the order");
+            let tokens = live.text().skip(held).take(count).collect();
+            pieces.push(Piece { slot, tokens, followers: Vec::new() });
+        }
+        Ok(pieces)
+    }
+
+    /// Another slot whose cache holds the whole prompt of this one, computed under the current
+    /// weights.
+    fn donor(&self, slot: usize) -> Option<usize> {
+        let prompt = &self.slots[slot].as_ref()?.request.prompt;
+        self.slots.iter().enumerate().position(|(other, live)| {
+            live.as_ref().is_some_and(|live| {
+                other != slot
+                    && live.prompt_version == self.version
+                    && self.cache.len(other) >= prompt.len()
                     && live.request.prompt == *prompt
             })
         })
     }
 
-    fn prefill(
-        &mut self,
-        fresh: &[(usize, Vec<usize>)],
-        hidden: &mut Vec<(usize, Tensor)>,
-    ) -> Result<(), PolicyError> {
-        let mut start = 0;
-        while start < fresh.len() {
-            let mut end = start;
-            let mut tokens = 0;
-            while end < fresh.len() {
-                tokens += self.prompt(fresh[end].0).len();
-                if end > start && tokens > PREFILL_TOKENS {
-                    break;
-                }
-                end += 1;
+    /// Slots whose text is now computed, each with the row of its last hidden state. Replies that
+    /// waited for a prompt share it, and draw their first token from its last row.
+    fn rows_to_draw(&mut self, pieces: &[Piece]) -> Result<Vec<(usize, usize)>, PolicyError> {
+        let mut drawn = Vec::with_capacity(pieces.len());
+        for (row, piece) in pieces.iter().enumerate() {
+            let leader = self.slots[piece.slot].as_ref().expect("a piece is of a live slot");
+            if leader.length() > self.cache.len(piece.slot) {
+                continue;
             }
-            let prompts: Vec<(usize, Arc<[TokenId]>)> =
-                fresh[start..end].iter().map(|(slot, _)| (*slot, self.prompt(*slot))).collect();
-            let spans: Vec<CacheSpan<'_>> = prompts
-                .iter()
-                .map(|(slot, prompt)| CacheSpan { slot: *slot, tokens: prompt })
-                .collect();
-            let last = self.decoder.extend(&mut self.cache, &spans)?;
-            for (row, (slot, sharers)) in fresh[start..end].iter().enumerate() {
-                let state = last.narrow(0, row, 1)?;
-                for sharer in sharers {
-                    self.cache.copy_prefix(*slot, *sharer, prompts[row].1.len())?;
-                    hidden.push((*sharer, state.clone()));
+            drawn.push((piece.slot, row));
+            let (fresh, prompt) = (leader.tokens.is_empty(), leader.request.prompt.len());
+            for &follower in &piece.followers {
+                // A reply that lost its place in the cache has tokens of its own to compute first.
+                let waits = self.slots[follower].as_ref().is_some_and(|it| it.tokens.is_empty());
+                if fresh && waits {
+                    drawn.push((follower, row));
+                    self.cache.share_prefix(piece.slot, follower, prompt)?;
                 }
-                hidden.push((*slot, state));
             }
-            start = end;
         }
-        hidden.sort_by_key(|it| it.0);
-        Ok(())
-    }
-
-    fn prompt(&self, slot: usize) -> Arc<[TokenId]> {
-        let live = self.slots[slot].as_ref().expect("an admitted slot is live");
-        Arc::clone(&live.request.prompt)
+        drawn.sort_unstable();
+        Ok(drawn)
     }
 
     fn draw_rows(
         &mut self,
-        order: &[usize],
-        hidden: &Tensor,
+        inference: &Inference,
+        drawn: &[(usize, usize)],
+        hidden: &[f32],
     ) -> Result<Vec<(u64, Completion)>, PolicyError> {
-        let logits = self.decoder.logits(hidden)?;
-        let (_, vocabulary) = logits.dims2()?;
-        let mut logits = logits.flatten_all()?.to_vec1::<f32>()?;
-        if logits.iter().any(|it| !it.is_finite()) {
+        let vocabulary = self.decoder.config().vocab_size;
+        let logits = inference.logits(hidden);
+        if drawn.iter().any(|(_, row)| {
+            logits[row * vocabulary..(row + 1) * vocabulary].iter().any(|it| !it.is_finite())
+        }) {
             return Err(PolicyError::NotFinite { what: "the logits" });
         }
         let end_ids = self.tokenizer.end_ids();
-        let mut row_of_slot = vec![usize::MAX; self.slots.len()];
-        for (row, slot) in order.iter().enumerate() {
-            row_of_slot[*slot] = row;
+        let mut rows = vec![None; self.slots.len()];
+        for (slot, row) in drawn {
+            rows[*slot] = Some(*row);
         }
-        let mut rows: Vec<Option<&mut [f32]>> =
-            logits.chunks_exact_mut(vocabulary).map(Some).collect();
-        let mut jobs: Vec<(usize, &mut Live, &mut [f32])> = Vec::with_capacity(order.len());
-        for (slot, live) in self.slots.iter_mut().enumerate() {
-            let Some(live) = live else { continue };
-            let Some(row) = rows.get_mut(row_of_slot[slot]).and_then(Option::take) else {
-                continue;
-            };
-            jobs.push((slot, live, row));
-        }
-        let draw_one = |(slot, live, row): (usize, &mut Live, &mut [f32])| -> (usize, Draw) {
+        let jobs: Vec<(usize, &mut Live, usize)> = self
+            .slots
+            .iter_mut()
+            .enumerate()
+            .filter_map(|(slot, live)| Some((slot, live.as_mut()?, rows[slot]?)))
+            .collect();
+        let draw_one = |(slot, live, row): (usize, &mut Live, usize)| -> (usize, Draw) {
             let early = live.tokens.len() < live.request.params.min_tokens;
             let forbidden = if early { end_ids } else { &[] };
-            (slot, draw(row, &live.request.params, forbidden, &mut live.stream))
+            let mut row = logits[row * vocabulary..(row + 1) * vocabulary].to_vec();
+            (slot, draw(&mut row, &live.request.params, forbidden, &mut live.stream))
         };
         // A tiny vocabulary is drawn faster than the work is handed out.
-        let draws: Vec<(usize, Draw)> = if vocabulary * order.len() < 1 << 15 {
+        let draws: Vec<(usize, Draw)> = if vocabulary * jobs.len() < 1 << 15 {
             jobs.into_iter().map(draw_one).collect()
         } else {
             jobs.into_par_iter().map(draw_one).collect()
         };
         self.sampled_tokens += draws.len() as u64;
-        let mut finished = std::mem::take(&mut self.refused);
+        let mut finished = Vec::new();
         for (slot, drawn) in draws {
-            let reason = self.append(slot, drawn)?;
-            if let Some(finish) = reason {
-                let live = self.slots[slot].take().expect("a drawn slot is live");
-                let versions = live.first_version..=self.version;
-                let (tokens, logprobs) = (live.tokens, live.logprobs);
-                finished.push((live.request.id, Completion { tokens, logprobs, finish, versions }));
-            }
+            let Some(finish) = self.append(slot, drawn)? else { continue };
+            let live = self.slots[slot].take().expect("a drawn slot is live");
+            self.cache.clear(slot);
+            let oldest = live.first_version.unwrap_or(self.version);
+            let completion = Completion {
+                tokens: live.tokens,
+                logprobs: live.logprobs,
+                kept_masses: live.kept_masses,
+                finish,
+                versions: oldest..=self.version,
+            };
+            finished.push((live.request.id, completion));
         }
         Ok(finished)
     }
@@ -315,8 +421,12 @@ impl Engine {
     /// Adds a drawn token to its reply; says why the reply ended, if it did.
     fn append(&mut self, slot: usize, drawn: Draw) -> Result<Option<FinishReason>, PolicyError> {
         let live = self.slots[slot].as_mut().expect("a drawn slot is live");
+        live.first_version.get_or_insert(self.version);
         live.tokens.push(drawn.token);
         live.logprobs.push(drawn.logprob);
+        if !live.request.params.keeps_full_support() {
+            live.kept_masses.push(drawn.kept_mass);
+        }
         if self.tokenizer.end_ids().contains(&drawn.token) || stopped(live, &self.tokenizer)? {
             return Ok(Some(FinishReason::Stop));
         }

@@ -1,27 +1,30 @@
 //! Keys and values of sequences in flight, so that each token is computed once.
 //!
-//! One pair of growing vectors for each layer and slot: `(positions, kv_heads * head_dim)`,
-//! rotated keys and plain values. A slot holds one sequence; memory is taken as it grows.
+//! Memory comes in blocks of 32 positions, all layers together, as in vLLM (Kwon et al. 2023,
+//! arXiv:2309.06180): a sequence is a list of blocks. Sequences that begin alike share blocks; a
+//! shared block is copied when one of its sequences writes to it. A cache may be given a bound on
+//! its blocks; who uses it asks [`KvCache::blocks_needed`] before it writes.
 
 use crate::error::PolicyError;
 use crate::model_config::ModelConfig;
+use crate::ops::attention::{BLOCK, Block, scatter};
 
-/// A cache of a fixed number of slots, each of a bounded length.
+/// A cache of a fixed number of sequences, each of a bounded length.
 #[derive(Clone, Debug)]
 pub struct KvCache {
     layers: usize,
-    kv_width: usize,
+    kv_heads: usize,
+    head_dim: usize,
     capacity: usize,
     lengths: Vec<usize>,
-    /// Indexed by `layer * slots + slot`.
-    rows: Vec<CachedRows>,
-}
-
-/// One layer's keys and values of one slot: `(positions, kv_heads * head_dim)` each.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct CachedRows {
-    pub keys: Vec<f32>,
-    pub values: Vec<f32>,
+    /// The blocks of each sequence, in the order of their positions.
+    tables: Vec<Vec<usize>>,
+    /// `(layers, kv_heads, 2, 32 * head_dim)` each: keys `(head_dim, 32)`, values `(32, head_dim)`.
+    blocks: Vec<Box<[f32]>>,
+    /// How many sequences hold each block; 0 is free.
+    holders: Vec<u32>,
+    free: Vec<usize>,
+    most_blocks: usize,
 }
 
 impl KvCache {
@@ -34,11 +37,23 @@ impl KvCache {
         let shape = config.shape()?;
         Ok(Self {
             layers: shape.layers,
-            kv_width: shape.kv_width(),
+            kv_heads: shape.kv_heads,
+            head_dim: shape.head_dim,
             capacity,
             lengths: vec![0; slots],
-            rows: vec![CachedRows::default(); shape.layers * slots],
+            tables: vec![Vec::new(); slots],
+            blocks: Vec::new(),
+            holders: Vec::new(),
+            free: Vec::new(),
+            most_blocks: usize::MAX,
         })
+    }
+
+    /// Bounds the blocks that may exist at once.
+    #[must_use]
+    pub fn with_most_blocks(mut self, blocks: usize) -> Self {
+        self.most_blocks = blocks;
+        self
     }
 
     /// How many sequences fit.
@@ -61,24 +76,27 @@ impl KvCache {
         self.lengths[slot] == 0
     }
 
-    /// Forgets a slot's sequence and keeps its memory for the next.
+    /// Forgets a slot's sequence; blocks that no other holds become free.
     pub fn clear(&mut self, slot: usize) {
         self.truncate(slot, 0);
     }
 
     /// Keeps the first `tokens` tokens of a slot; does nothing if it holds fewer.
     pub fn truncate(&mut self, slot: usize, tokens: usize) {
-        let kept = self.lengths[slot].min(tokens);
-        self.lengths[slot] = kept;
-        self.drop_uncommitted(slot);
+        if tokens < self.lengths[slot] {
+            self.lengths[slot] = tokens;
+            for block in self.tables[slot].split_off(tokens.div_ceil(BLOCK)) {
+                self.release(block);
+            }
+        }
     }
 
     /// Makes `to` hold the first `tokens` tokens of `from` and nothing else: the members of
-    /// a group share a prompt that was computed once.
+    /// a group share a prompt that was computed once. Copies nothing until one of them writes.
     ///
     /// # Errors
     /// If `from` holds fewer tokens.
-    pub fn copy_prefix(
+    pub fn share_prefix(
         &mut self,
         from: usize,
         to: usize,
@@ -86,7 +104,7 @@ impl KvCache {
     ) -> Result<(), PolicyError> {
         if self.lengths[from] < tokens {
             return Err(PolicyError::input(format!(
-                "cannot copy {tokens} cached tokens of slot {from}, which holds {}",
+                "cannot share {tokens} cached tokens of slot {from}, which holds {}",
                 self.lengths[from]
             )));
         }
@@ -94,56 +112,126 @@ impl KvCache {
             self.truncate(to, tokens);
             return Ok(());
         }
-        let count = tokens * self.kv_width;
-        for layer_rows in self.rows.chunks_mut(self.lengths.len()) {
-            let [source, target] = layer_rows
-                .get_disjoint_mut([from, to])
-                .expect("two different slots, both indexed above or below");
-            target.keys.clear();
-            target.keys.extend_from_slice(&source.keys[..count]);
-            target.values.clear();
-            target.values.extend_from_slice(&source.values[..count]);
+        self.clear(to);
+        let shared = self.tables[from][..tokens.div_ceil(BLOCK)].to_vec();
+        for block in &shared {
+            self.holders[*block] += 1;
         }
+        self.tables[to] = shared;
         self.lengths[to] = tokens;
         Ok(())
     }
 
-    /// Bytes of memory taken for keys and values, spare room included.
+    /// Blocks that must be free for a slot to take `tokens` more.
+    pub fn blocks_needed(&self, slot: usize, tokens: usize) -> usize {
+        let length = self.lengths[slot];
+        let table = &self.tables[slot];
+        let new = (length + tokens).div_ceil(BLOCK) - table.len();
+        let copied = !length.is_multiple_of(BLOCK)
+            && tokens > 0
+            && table.last().is_some_and(|block| self.holders[*block] > 1);
+        new + usize::from(copied)
+    }
+
+    /// Blocks that may still be taken.
+    pub fn blocks_free(&self) -> usize {
+        self.most_blocks.saturating_sub(self.blocks.len() - self.free.len())
+    }
+
+    /// Bytes of one block: 32 positions of all layers.
+    pub fn block_bytes(config: &ModelConfig) -> usize {
+        BLOCK * config.num_hidden_layers * 2 * config.kv_width() * size_of::<f32>()
+    }
+
+    /// Positions of one block.
+    pub const BLOCK_POSITIONS: usize = BLOCK;
+
+    /// Bytes of memory taken for keys and values, free blocks included.
     pub fn bytes(&self) -> usize {
-        let floats: usize =
-            self.rows.iter().map(|rows| rows.keys.capacity() + rows.values.capacity()).sum();
-        floats * size_of::<f32>()
+        self.blocks.iter().map(|block| block.len() * size_of::<f32>()).sum()
     }
 
     /// Whether this cache was made for a model of these sizes.
-    pub(crate) fn fits(&self, layers: usize, kv_width: usize) -> bool {
-        self.layers == layers && self.kv_width == kv_width
+    pub(crate) fn fits(&self, layers: usize, kv_heads: usize, head_dim: usize) -> bool {
+        (self.layers, self.kv_heads, self.head_dim) == (layers, kv_heads, head_dim)
     }
 
-    /// Drops rows of a step that was begun and never committed.
-    pub(crate) fn drop_uncommitted(&mut self, slot: usize) {
-        let count = self.lengths[slot] * self.kv_width;
-        let slots = self.lengths.len();
-        for rows in self.rows.iter_mut().skip(slot).step_by(slots) {
-            rows.keys.truncate(count);
-            rows.values.truncate(count);
+    /// Makes room for `tokens` more in a slot and counts them as held.
+    ///
+    /// # Panics
+    /// If too few blocks are free.
+    pub(crate) fn grow(&mut self, slot: usize, tokens: usize) {
+        let length = self.lengths[slot];
+        if !length.is_multiple_of(BLOCK) {
+            let last = self.tables[slot].len() - 1;
+            let shared = self.tables[slot][last];
+            if self.holders[shared] > 1 {
+                let own = self.take();
+                let [from, to] = self
+                    .blocks
+                    .get_disjoint_mut([shared, own])
+                    .expect("a taken block is not the shared one");
+                to.copy_from_slice(from);
+                self.release(shared);
+                self.tables[slot][last] = own;
+            }
+        }
+        for _ in self.tables[slot].len()..(length + tokens).div_ceil(BLOCK) {
+            let block = self.take();
+            self.tables[slot].push(block);
+        }
+        self.lengths[slot] += tokens;
+    }
+
+    /// Writes the keys and values, `(tokens, kv_heads * head_dim)`, of a slot's last tokens.
+    pub(crate) fn write(&mut self, layer: usize, slot: usize, keys: &[f32], values: &[f32]) {
+        let Self { kv_heads, head_dim, .. } = *self;
+        let width = kv_heads * head_dim;
+        let first = self.lengths[slot] - keys.len() / width;
+        let rows = keys.chunks_exact(width).zip(values.chunks_exact(width));
+        for (row, (keys, values)) in rows.enumerate() {
+            let (index, lane) = ((first + row) / BLOCK, (first + row) % BLOCK);
+            let block = &mut self.blocks[self.tables[slot][index]];
+            let heads = keys.chunks_exact(head_dim).zip(values.chunks_exact(head_dim));
+            for (head, (key, value)) in heads.enumerate() {
+                let at = (layer * kv_heads + head) * 2 * BLOCK * head_dim;
+                let (of_keys, of_values) =
+                    block[at..at + 2 * BLOCK * head_dim].split_at_mut(BLOCK * head_dim);
+                scatter(&mut of_keys[lane..], key);
+                of_values[lane * head_dim..(lane + 1) * head_dim].copy_from_slice(value);
+            }
         }
     }
 
-    /// Appends rows to one layer of a slot; they count once [`Self::commit`] is called.
-    pub(crate) fn append(&mut self, layer: usize, slot: usize, keys: &[f32], values: &[f32]) {
-        let rows = &mut self.rows[layer * self.lengths.len() + slot];
-        rows.keys.extend_from_slice(keys);
-        rows.values.extend_from_slice(values);
+    /// The blocks of a slot, in the order of their positions: equal numbers are one block.
+    pub(crate) fn table(&self, slot: usize) -> &[usize] {
+        &self.tables[slot]
     }
 
-    /// Keys and values of one layer and slot, uncommitted rows included.
-    pub(crate) fn rows(&self, layer: usize, slot: usize) -> &CachedRows {
-        &self.rows[layer * self.lengths.len() + slot]
+    /// One key head's keys and values of one block of a slot.
+    pub(crate) fn block(&self, layer: usize, slot: usize, head: usize, index: usize) -> Block<'_> {
+        let size = BLOCK * self.head_dim;
+        let at = (layer * self.kv_heads + head) * 2 * size;
+        let block = &self.blocks[self.tables[slot][index]];
+        Block { keys: &block[at..at + size], values: &block[at + size..at + 2 * size] }
     }
 
-    /// Counts `tokens` appended rows of every layer as held.
-    pub(crate) fn commit(&mut self, slot: usize, tokens: usize) {
-        self.lengths[slot] += tokens;
+    fn take(&mut self) -> usize {
+        let block = self.free.pop().unwrap_or_else(|| {
+            assert!(self.blocks.len() < self.most_blocks, "free blocks were counted before");
+            let size = self.layers * self.kv_heads * 2 * BLOCK * self.head_dim;
+            self.blocks.push(vec![0.0; size].into());
+            self.holders.push(0);
+            self.blocks.len() - 1
+        });
+        self.holders[block] = 1;
+        block
+    }
+
+    fn release(&mut self, block: usize) {
+        self.holders[block] -= 1;
+        if self.holders[block] == 0 {
+            self.free.push(block);
+        }
     }
 }

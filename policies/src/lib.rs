@@ -2,9 +2,9 @@
 //!
 //! A [`Decoder`] is a Llama-like transformer over packed rows: every activation is
 //! `(tokens, features)`, sequences laid end to end, no padding anywhere. Learning calls
-//! [`Decoder::hidden`] and [`Decoder::token_logprobs`]; sampling calls [`Decoder::extend`]
-//! over a [`KvCache`]. Both run the same layers and differ only in where attention finds
-//! its keys and values.
+//! [`Decoder::forward`], [`Decoder::score`] and [`Decoder::backward`] on a [`Pass`]; sampling
+//! calls [`Inference::extend`] over a [`KvCache`]. Both run the same layers and differ only in
+//! where attention finds its keys and values.
 //!
 //! Axes, everywhere in this crate: `tokens` (all rows of a packed batch), `hidden` (width
 //! of the residual stream), `heads`, `kv_heads`, `head_dim`, `intermediate` (width of the
@@ -17,12 +17,16 @@ pub mod contract;
 mod decoder;
 pub mod engine;
 mod error;
+mod inference;
 mod kv_cache;
+mod layer;
 mod model_config;
 pub mod models;
 pub mod ops;
 pub mod optimizer;
+pub mod packed;
 mod parameters;
+mod pass;
 mod process;
 pub mod sampling;
 pub mod tokenizer;
@@ -30,12 +34,15 @@ pub mod tokenizer;
 pub use decoder::{CacheSpan, Decoder, TokenScores};
 pub use engine::Engine;
 pub use error::PolicyError;
+pub use inference::Inference;
 pub use kv_cache::KvCache;
 pub use model_config::{ModelConfig, Sizes, TokenIds};
 pub use optimizer::{
     AdamW, AdamWConfig, DecayTargets, GradientSet, Schedule, ScheduleShape, StepReport,
 };
+pub use packed::PackedSequences;
 pub use parameters::{InitOptions, Parameters};
+pub use pass::{Keep, Pass};
 pub use process::prepare_process;
 pub use sampling::{Completion, FinishReason, PolicyVersion, Request, SamplingParams};
 pub use tokenizer::Tokenizer;

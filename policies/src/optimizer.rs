@@ -16,7 +16,6 @@ use std::f64::consts::PI;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
-use candle_core::backprop::GradStore;
 use candle_core::{CpuStorage, InplaceOp1, Layout, Tensor};
 use multiversion::multiversion;
 use rayon::prelude::*;
@@ -25,7 +24,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::checkpoint;
 use crate::error::PolicyError;
-use crate::ops::slices::Values;
+use crate::ops::matmul::Output;
 use crate::parameters::Parameters;
 
 /// The optimizer and its moments.
@@ -97,9 +96,45 @@ struct Moments {
     square: Vec<f32>,
 }
 
-/// Gradients of every parameter, summed over micro-batches in the order they were added.
+/// Gradients of every parameter, summed over micro-batches in the order they were added. Keeps
+/// its memory from one update to the next.
 #[derive(Clone, Debug, Default)]
-pub struct GradientSet(BTreeMap<String, Tensor>);
+pub struct GradientSet(BTreeMap<String, Gradient>);
+
+/// The gradient of one parameter.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Gradient {
+    dims: Vec<usize>,
+    values: Vec<f32>,
+    /// Whether anything was added since the last reset; before, the values mean nothing.
+    holds: bool,
+}
+
+impl Gradient {
+    /// Rows and columns of a matrix.
+    pub(crate) fn dims2(&self) -> (usize, usize) {
+        (self.dims[0], self.dims[1])
+    }
+
+    /// What a product that goes into [`values`](Self::values) is to do with what is there. The
+    /// gradient counts as held from then on.
+    pub(crate) fn output(&mut self) -> Output {
+        let held = std::mem::replace(&mut self.holds, true);
+        if held { Output::Add } else { Output::Replace }
+    }
+
+    pub(crate) fn values(&mut self) -> &mut [f32] {
+        &mut self.values
+    }
+
+    /// The values, zero if nothing was added yet, for a sum to go on with.
+    pub(crate) fn summed(&mut self) -> &mut [f32] {
+        if self.output() == Output::Replace {
+            self.values.fill(0.0);
+        }
+        &mut self.values
+    }
+}
 
 impl GradientSet {
     /// Nothing yet.
@@ -107,58 +142,53 @@ impl GradientSet {
         Self::default()
     }
 
-    /// The gradients of one backward pass.
-    ///
-    /// # Errors
-    /// If a parameter has none: somewhere its path to the loss is cut.
-    pub fn from_store(parameters: &Parameters, store: &GradStore) -> Result<Self, PolicyError> {
-        let mut gradients = Self::new();
-        gradients.add(parameters, store)?;
-        Ok(gradients)
+    /// Forgets what was added and keeps the memory.
+    pub fn reset(&mut self) {
+        self.0.values_mut().for_each(|gradient| gradient.holds = false);
     }
 
-    /// Adds the gradients of one more backward pass.
-    ///
-    /// # Errors
-    /// If a parameter has none: somewhere its path to the loss is cut.
-    pub fn add(&mut self, parameters: &Parameters, store: &GradStore) -> Result<(), PolicyError> {
-        for (name, variable) in parameters.iter() {
-            let gradient = store.get(variable).ok_or_else(|| {
-                PolicyError::gradient(name, "missing: no path leads from it to the loss")
-            })?;
-            let sum = match self.0.get(name) {
-                Some(sum) => (sum + gradient)?,
-                None => gradient.contiguous()?,
-            };
-            self.0.insert(name.to_owned(), sum.detach());
+    /// Takes a parameter's gradient out, to be added to and [put](Self::put) back.
+    pub(crate) fn take(&mut self, name: &str, parameter: &Tensor) -> Gradient {
+        match self.0.get_mut(name) {
+            Some(gradient) => std::mem::take(gradient),
+            None => Gradient {
+                dims: parameter.dims().to_vec(),
+                values: vec![0.0; parameter.elem_count()],
+                holds: false,
+            },
         }
-        Ok(())
+    }
+
+    pub(crate) fn put(&mut self, name: &str, gradient: Gradient) {
+        match self.0.get_mut(name) {
+            Some(place) => *place = gradient,
+            None => drop(self.0.insert(name.to_owned(), gradient)),
+        }
     }
 
     /// Multiplies every gradient, say by 1 / the number of tokens.
-    ///
-    /// # Errors
-    /// If memory runs out.
-    pub fn scale(&mut self, factor: f64) -> Result<(), PolicyError> {
+    pub fn scale(&mut self, factor: f32) {
         for gradient in self.0.values_mut() {
-            *gradient = (&*gradient * factor)?;
+            gradient.values.par_iter_mut().with_min_len(CHUNK).for_each(|value| *value *= factor);
         }
-        Ok(())
     }
 
-    /// The gradient of the named parameter.
-    pub fn get(&self, name: &str) -> Option<&Tensor> {
-        self.0.get(name)
+    /// The gradient of the named parameter, if anything was added to it.
+    pub fn get(&self, name: &str) -> Option<&[f32]> {
+        self.0.get(name).filter(|it| it.holds).map(|it| it.values.as_slice())
     }
 
     /// Names and gradients, in the order of the names.
-    pub fn iter(&self) -> impl Iterator<Item = (&str, &Tensor)> {
-        self.0.iter().map(|(name, gradient)| (name.as_str(), gradient))
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &[f32])> {
+        self.0
+            .iter()
+            .filter(|(_, it)| it.holds)
+            .map(|(name, gradient)| (name.as_str(), gradient.values.as_slice()))
     }
 
     /// Whether nothing was added yet.
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.iter().next().is_none()
     }
 
     /// Length of all gradients together.
@@ -167,8 +197,8 @@ impl GradientSet {
     /// If a gradient is not finite; the message names it.
     pub fn norm(&self) -> Result<f64, PolicyError> {
         let mut total = 0.0;
-        for (name, gradient) in &self.0 {
-            let square = sum_of_squares(&Values::of(gradient)?);
+        for (name, gradient) in self.iter() {
+            let square = sum_of_squares(gradient);
             if !square.is_finite() {
                 return Err(PolicyError::gradient(name, "holds NaN or an infinity"));
             }
@@ -208,9 +238,9 @@ impl AdamW {
         for (name, variable) in parameters.iter() {
             match gradients.get(name) {
                 None => return Err(PolicyError::gradient(name, "missing")),
-                Some(gradient) if gradient.dims() != variable.dims() => {
+                Some(gradient) if gradient.len() != variable.elem_count() => {
                     let problem =
-                        format!("has shape {:?}, expected {:?}", gradient.dims(), variable.dims());
+                        format!("has {} values, expected {:?}", gradient.len(), variable.dims());
                     return Err(PolicyError::gradient(name, problem));
                 }
                 Some(_) => {}
@@ -244,11 +274,7 @@ impl AdamW {
                 square_root_correction: (1.0 - beta2.powi(step as i32)).sqrt() as f32,
                 eps: eps as f32,
             };
-            let fused = FusedUpdate {
-                update,
-                gradient: Values::of(gradient)?,
-                moments: Mutex::new((moments, 0.0)),
-            };
+            let fused = FusedUpdate { update, gradient, moments: Mutex::new((moments, 0.0)) };
             variable.inplace_op1(&fused)?;
             update_square += fused.moments.lock().unwrap_or_else(PoisonError::into_inner).1;
         }
@@ -382,7 +408,7 @@ struct Update {
 /// The step of one tensor as an in-place operation: candle's way to a variable's storage.
 struct FusedUpdate<'a> {
     update: Update,
-    gradient: Values<'a>,
+    gradient: &'a [f32],
     /// The moments, and the squared length of the change once it is done. The lock is only
     /// for `&self`: nothing else holds it.
     moments: Mutex<(&'a mut Moments, f64)>,
@@ -419,7 +445,7 @@ impl InplaceOp1 for FusedUpdate<'_> {
             step_chunk(weights, gradient, mean, square, self.update)
         };
         *update_square = if self.gradient.len() <= CHUNK {
-            step_chunk(weights, &self.gradient, &mut moments.mean, &mut moments.square, self.update)
+            step_chunk(weights, self.gradient, &mut moments.mean, &mut moments.square, self.update)
         } else {
             chunks.map(one_chunk).collect::<Vec<f64>>().into_iter().sum()
         };

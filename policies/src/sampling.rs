@@ -7,11 +7,13 @@
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 
+use multiversion::multiversion;
 use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
 use crate::TokenId;
+use crate::ops::lanes::{exponentiate, max, sum};
 
 /// Counts published weights; a token carries the version that sampled it.
 pub type PolicyVersion = u64;
@@ -88,6 +90,9 @@ pub struct Completion {
     pub tokens: Vec<TokenId>,
     /// log p(token | prefix) in nats under the sampling distribution; one per token.
     pub logprobs: Vec<f32>,
+    /// Share of the full distribution that truncation kept, one per token: adding its logarithm
+    /// to the log-probability gives that under softmax(logits / T). Empty without truncation.
+    pub kept_masses: Vec<f32>,
     /// Why it ended.
     pub finish: FinishReason,
     /// Oldest and newest policy version that produced a token.
@@ -101,6 +106,8 @@ pub struct Draw {
     pub token: TokenId,
     /// Its log-probability, see the file's header.
     pub logprob: f32,
+    /// Share of the full distribution that truncation kept; 1 without truncation.
+    pub kept_mass: f32,
 }
 
 /// Draws one token from `logits`, which it overwrites. Ids in `forbidden` cannot be drawn.
@@ -121,49 +128,67 @@ pub fn draw(
     if params.temperature <= 0.0 {
         let (token, best) = likeliest(logits);
         let total: f64 = logits.iter().map(|it| f64::from(it - best).exp()).sum();
-        return Draw { token, logprob: -total.ln() as f32 };
+        return Draw { token, logprob: -total.ln() as f32, kept_mass: 1.0 };
     }
     let scale = (1.0 / params.temperature) as f32;
     let uniform: f64 = stream.random();
-    let (_, best) = likeliest(logits);
-    if params.keeps_full_support() {
-        let mut total = 0.0f64;
-        let mut chosen = None;
-        for logit in logits.iter_mut() {
-            *logit = ((*logit - best) * scale).exp();
-            total += f64::from(*logit);
-        }
-        let threshold = uniform * total;
-        let mut cumulative = 0.0f64;
-        for (id, weight) in logits.iter().enumerate() {
-            if *weight > 0.0 {
-                cumulative += f64::from(*weight);
-                chosen = Some(id);
-                if cumulative > threshold {
-                    break;
-                }
-            }
-        }
-        let id = chosen.expect("the likeliest token has weight one");
-        let logprob = (f64::from(logits[id]).ln() - total.ln()) as f32;
-        return Draw { token: id as TokenId, logprob };
+    if params.temperature != 1.0 {
+        logits.iter_mut().for_each(|logit| *logit *= scale);
     }
-    draw_truncated(logits, best, scale, params, uniform)
+    if params.keeps_full_support() {
+        draw_full(logits, uniform)
+    } else {
+        draw_truncated(logits, params, uniform)
+    }
 }
 
-fn draw_truncated(
-    logits: &[f32],
-    best: f32,
-    scale: f32,
-    params: &SamplingParams,
-    uniform: f64,
-) -> Draw {
+/// Draws from softmax(logits). The log-probability is summed as the learner sums it (see
+/// `ops::token_logprobs`), so that the two agree to the bit.
+fn draw_full(logits: &[f32], uniform: f64) -> Draw {
+    /// Weights added up at once before looking closer.
+    const STRETCH: usize = 64;
+    let mut weights = logits.to_vec();
+    let (largest, log_sum) = exponentials(&mut weights);
+    let masses: Vec<f64> = weights.chunks(STRETCH).map(|it| f64::from(sum(it))).collect();
+    let mut left = uniform * masses.iter().sum::<f64>();
+    let mut stretch = 0;
+    while stretch + 1 < masses.len() && left >= masses[stretch] {
+        left -= masses[stretch];
+        stretch += 1;
+    }
+    let first = stretch * STRETCH;
+    let mut chosen = None;
+    for (offset, weight) in weights[first..].iter().take(STRETCH).enumerate() {
+        // A forbidden token weighs next to nothing, but must not be drawn.
+        if logits[first + offset] > f32::NEG_INFINITY {
+            chosen = Some(first + offset);
+            left -= f64::from(*weight);
+            if left < 0.0 {
+                break;
+            }
+        }
+    }
+    // A stretch of forbidden tokens has some weight left by rounding up to the smallest number.
+    let id = chosen.unwrap_or_else(|| likeliest(logits).0 as usize);
+    Draw { token: id as TokenId, logprob: logits[id] - largest - log_sum, kept_mass: 1.0 }
+}
+
+/// Replaces logits z by exp(z - max); gives the max and ln Σ exp(z - max).
+#[multiversion(targets("x86_64+avx512f+avx512vl", "x86_64+avx2"))]
+fn exponentials(logits: &mut [f32]) -> (f32, f32) {
+    let largest = max(logits);
+    (largest, exponentiate(logits, largest).ln())
+}
+
+fn draw_truncated(logits: &[f32], params: &SamplingParams, uniform: f64) -> Draw {
+    let (_, best) = likeliest(logits);
     let mut weights: Vec<(TokenId, f64)> = logits
         .iter()
         .enumerate()
-        .map(|(id, it)| (id as TokenId, f64::from(((it - best) * scale).exp())))
+        .map(|(id, it)| (id as TokenId, f64::from((it - best).exp())))
         .filter(|(_, weight)| *weight > 0.0)
         .collect();
+    let whole: f64 = weights.iter().map(|it| it.1).sum();
     // Ties are broken by id, so that the kept set never depends on the sort's whims.
     weights.sort_unstable_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
     if params.top_k > 0 {
@@ -197,7 +222,8 @@ fn draw_truncated(
             break;
         }
     }
-    Draw { token: chosen.0, logprob: (chosen.1.ln() - total.ln()) as f32 }
+    let logprob = (chosen.1.ln() - total.ln()) as f32;
+    Draw { token: chosen.0, logprob, kept_mass: (total / whole) as f32 }
 }
 
 fn likeliest(logits: &[f32]) -> (TokenId, f32) {

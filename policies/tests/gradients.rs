@@ -2,9 +2,8 @@
 
 #![expect(clippy::unwrap_used, reason = "what a test or bench prepares must succeed")]
 
-use candle_core::Tensor;
 use tallow_policies::contract::{check_decoder, tiny_decoder};
-use tallow_policies::{Decoder, GradientSet, PolicyError, TokenId, models};
+use tallow_policies::{Decoder, GradientSet, Keep, PackedSequences, Pass, PolicyError, models};
 
 #[test]
 fn every_family_keeps_the_contract() {
@@ -40,35 +39,48 @@ fn biases_where_llama_configures_them_keep_the_contract() {
     check_decoder(&decoder, 4, folder.path()).unwrap();
 }
 
-fn loss(decoder: &Decoder) -> Tensor {
-    let tokens: [TokenId; 6] = [3, 1, 4, 1, 5, 9];
-    let hidden = decoder.hidden(&tokens, &[4, 2]).unwrap();
-    let scores = decoder.token_logprobs(&hidden, &[1, 4, 1, 5, 9, 2], 1.0).unwrap();
-    scores.logprobs.mean_all().unwrap().neg().unwrap()
+/// Mean negative log-probability of some tokens, and its gradients.
+fn loss(decoder: &Decoder) -> (f64, GradientSet) {
+    let sequences = PackedSequences::of_lengths(&[3, 1, 4, 1, 5, 9], &[4, 2]);
+    let (mut pass, mut gradients) = (Pass::default(), GradientSet::new());
+    decoder.forward(&mut pass, &sequences).unwrap();
+    let scores = decoder.score(&mut pass, &[0, 1, 2, 3, 4, 5], &[1, 4, 1, 5, 9, 2], 1.0).unwrap();
+    decoder.backward(&mut pass, &[-1.0 / 6.0; 6], &mut gradients).unwrap();
+    (-scores.logprobs.iter().map(|it| f64::from(*it)).sum::<f64>() / 6.0, gradients)
 }
 
 #[test]
-fn a_published_snapshot_stays_while_a_frozen_twin_follows() {
+fn a_published_snapshot_stays_while_a_clone_follows() {
     let decoder = tiny_decoder("qwen2", 0).unwrap();
-    let (snapshot, frozen) = (decoder.snapshot().unwrap(), decoder.frozen());
-    let before: f32 = loss(&decoder).to_scalar().unwrap();
-    let store = loss(&decoder).backward().unwrap();
-    let gradients = GradientSet::from_store(decoder.parameters(), &store).unwrap();
+    let (snapshot, clone) = (decoder.snapshot().unwrap(), decoder.clone());
+    let (before, gradients) = loss(&decoder);
     let mut optimizer = tallow_policies::AdamW::new(Default::default());
     optimizer.step(decoder.parameters(), &gradients, 1e-2).unwrap();
-    let after: f32 = loss(&decoder).to_scalar().unwrap();
+    let (after, _) = loss(&decoder);
     assert!(after < before, "{after} after {before}");
-    assert_eq!(loss(&snapshot).to_scalar::<f32>().unwrap(), before);
-    assert_eq!(loss(&frozen).to_scalar::<f32>().unwrap(), after);
+    assert_eq!(loss(&snapshot).0, before);
+    assert_eq!(loss(&clone).0, after);
     snapshot.copy_from(&decoder).unwrap();
-    assert_eq!(loss(&snapshot).to_scalar::<f32>().unwrap(), after);
+    assert_eq!(loss(&snapshot).0, after);
 }
 
 #[test]
-fn a_gradient_through_a_frozen_decoder_is_missing_not_zero() {
+fn a_pass_that_kept_nothing_has_no_gradient() {
     let decoder = tiny_decoder("llama", 0).unwrap();
-    let store = loss(&decoder.frozen()).backward().unwrap();
-    let error = GradientSet::from_store(decoder.parameters(), &store).unwrap_err();
+    let mut pass = Pass::new(Keep::Nothing);
+    decoder.forward(&mut pass, &PackedSequences::of_lengths(&[3, 1], &[2])).unwrap();
+    decoder.score(&mut pass, &[0], &[1], 1.0).unwrap();
+    let error = decoder.backward(&mut pass, &[1.0], &mut GradientSet::new()).unwrap_err();
+    assert!(matches!(error, PolicyError::Input { .. }), "{error}");
+}
+
+#[test]
+fn a_missing_gradient_is_an_error_not_zero() {
+    let decoder = tiny_decoder("llama", 0).unwrap();
+    let (_, mut gradients) = loss(&decoder);
+    gradients.reset();
+    let mut optimizer = tallow_policies::AdamW::new(Default::default());
+    let error = optimizer.step(decoder.parameters(), &gradients, 1e-2).unwrap_err();
     assert!(matches!(error, PolicyError::Gradient { .. }), "{error}");
 }
 

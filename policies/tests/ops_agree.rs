@@ -6,7 +6,7 @@
 use candle_core::{Device, Tensor, Var};
 use rand::{Rng, RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use tallow_policies::ops::{ALL, Batch, Heads, Operation};
+use tallow_policies::ops::{ALL, Batch, Heads, Operation, Results};
 
 /// f32 sums in another order; relative to the length of the whole tensor.
 const TOLERANCE: f64 = 2e-6;
@@ -22,100 +22,152 @@ const LEAST_GRADIENT: f64 = 1e-6;
 fn batches() -> Vec<Batch> {
     let heads = |heads, kv_heads, head_dim| Heads { heads, kv_heads, head_dim };
     vec![
-        Batch { lengths: vec![1], heads: heads(1, 1, 2), width: 1, vocab: 1 },
-        Batch { lengths: vec![3, 1, 5], heads: heads(4, 2, 6), width: 17, vocab: 18 },
-        Batch { lengths: vec![20; 9], heads: heads(4, 4, 16), width: 64, vocab: 33 },
+        Batch { lengths: vec![vec![1]], heads: heads(1, 1, 2), width: 1, vocab: 1 },
+        Batch {
+            lengths: vec![vec![3], vec![1], vec![5]],
+            heads: heads(4, 2, 6),
+            width: 17,
+            vocab: 18,
+        },
+        Batch { lengths: vec![vec![20]; 9], heads: heads(4, 4, 16), width: 64, vocab: 33 },
+        // Prompts shared by replies: within a block of positions, at its end, and beyond.
+        Batch {
+            lengths: vec![vec![3, 5, 1], vec![32, 7, 40], vec![75, 30, 33, 2]],
+            heads: heads(4, 2, 16),
+            width: 8,
+            vocab: 9,
+        },
         // More than one block of queries, and work enough for several threads.
-        Batch { lengths: vec![70, 2, 131], heads: heads(6, 2, 32), width: 96, vocab: 500 },
-        Batch { lengths: vec![700, 600], heads: heads(2, 1, 8), width: 128, vocab: 130 },
+        Batch {
+            lengths: vec![vec![70], vec![2], vec![131]],
+            heads: heads(6, 2, 32),
+            width: 96,
+            vocab: 500,
+        },
+        Batch {
+            lengths: vec![vec![700], vec![600]],
+            heads: heads(2, 1, 8),
+            width: 128,
+            vocab: 130,
+        },
     ]
 }
 
-fn drawn(dims: &[usize], stream: &mut impl Rng) -> Tensor {
-    let count = dims.iter().product();
-    let values: Vec<f32> = (0..count).map(|_| stream.random_range(-1.5..1.5)).collect();
-    Tensor::from_vec(values, dims, &Device::Cpu).unwrap()
+fn drawn(count: usize, stream: &mut impl Rng) -> Vec<f32> {
+    (0..count).map(|_| stream.random_range(-1.5..1.5)).collect()
 }
 
-/// Fresh inputs of the operation, and a weight for each element of its result.
-fn inputs(operation: &Operation, batch: &Batch) -> (Vec<Var>, Tensor) {
-    let mut stream = ChaCha8Rng::seed_from_u64(7);
-    let inputs: Vec<Var> = (operation.inputs)(batch)
-        .iter()
-        .map(|dims| Var::from_tensor(&drawn(dims, &mut stream)).unwrap())
-        .collect();
-    let result = (operation.composed)(&tensors(&inputs), batch).unwrap();
-    let weights = drawn(result.dims(), &mut stream);
-    (inputs, weights)
+/// An operation, its inputs, and the gradient of its result.
+struct Case {
+    operation: &'static Operation,
+    batch: Batch,
+    shapes: Vec<Vec<usize>>,
+    inputs: Vec<Vec<f32>>,
+    g: Vec<f32>,
+}
+
+fn cases() -> impl Iterator<Item = Case> {
+    ALL.iter().flat_map(|operation| batches().into_iter().map(move |batch| (operation, batch))).map(
+        |(operation, batch)| {
+            let mut stream = ChaCha8Rng::seed_from_u64(7);
+            let shapes = (operation.inputs)(&batch);
+            let inputs: Vec<Vec<f32>> =
+                shapes.iter().map(|dims| drawn(dims.iter().product(), &mut stream)).collect();
+            let vars = variables(&shapes, &inputs);
+            let result = (operation.composed)(&tensors(&vars), &batch).unwrap();
+            let g = drawn(result.elem_count(), &mut stream);
+            Case { operation, batch, shapes, inputs, g }
+        },
+    )
+}
+
+impl Case {
+    fn fused(&self, inputs: &[Vec<f32>]) -> Results {
+        (self.operation.fused)(inputs, &self.g, &self.batch)
+    }
+
+    fn composed(&self) -> Results {
+        let variables = variables(&self.shapes, &self.inputs);
+        let result = (self.operation.composed)(&tensors(&variables), &self.batch).unwrap();
+        let g = Tensor::from_slice(&self.g, result.shape(), &Device::Cpu).unwrap();
+        let store = (&result * &g).unwrap().sum_all().unwrap().backward().unwrap();
+        let gradients = variables.iter().map(|it| values(store.get(it).expect("a gradient")));
+        Results { value: values(&result), gradients: gradients.collect() }
+    }
+
+    fn name(&self) -> String {
+        format!("{} on {:?}", self.operation.name, self.batch)
+    }
+}
+
+fn variables(shapes: &[Vec<usize>], inputs: &[Vec<f32>]) -> Vec<Var> {
+    let variable = |(dims, values): (&Vec<usize>, &Vec<f32>)| {
+        Var::from_tensor(&Tensor::from_slice(values, dims.as_slice(), &Device::Cpu).unwrap())
+    };
+    shapes.iter().zip(inputs).map(|it| variable(it).unwrap()).collect()
 }
 
 fn tensors(inputs: &[Var]) -> Vec<Tensor> {
     inputs.iter().map(|input| input.as_tensor().clone()).collect()
 }
 
-fn floats(tensor: &Tensor) -> Vec<f64> {
-    let values: Vec<f32> = tensor.flatten_all().unwrap().to_vec1().unwrap();
-    values.into_iter().map(f64::from).collect()
+fn values(tensor: &Tensor) -> Vec<f32> {
+    tensor.flatten_all().unwrap().to_vec1().unwrap()
 }
 
-fn length(values: &[f64]) -> f64 {
-    values.iter().map(|x| x * x).sum::<f64>().sqrt()
+fn length(values: impl IntoIterator<Item = f64>) -> f64 {
+    values.into_iter().map(|x| x * x).sum::<f64>().sqrt()
 }
 
-fn assert_near(found: &Tensor, expected: &Tensor, what: &str) {
-    assert_eq!(found.dims(), expected.dims(), "{what}");
-    let (found, expected) = (floats(found), floats(expected));
-    let error: Vec<f64> = found.iter().zip(&expected).map(|(a, b)| a - b).collect();
-    let (error, expected) = (length(&error), length(&expected));
+fn wide(values: &[f32]) -> impl Iterator<Item = f64> {
+    values.iter().map(|x| f64::from(*x))
+}
+
+fn assert_near(found: &[f32], expected: &[f32], what: &str) {
+    assert_eq!(found.len(), expected.len(), "{what}");
+    let error = length(wide(found).zip(wide(expected)).map(|(a, b)| a - b));
+    let expected = length(wide(expected));
     assert!(error <= TOLERANCE * expected.max(1e-3), "{what}: off by {error} of {expected}");
 }
 
 #[test]
-fn fused_and_composed_agree_forward_and_backward() {
-    for (operation, batch) in ALL.iter().flat_map(|op| batches().into_iter().map(move |b| (op, b)))
-    {
-        let (inputs, weights) = inputs(operation, &batch);
-        let what = format!("{} on {batch:?}", operation.name);
-        let [fused, composed] = [operation.fused, operation.composed].map(|forward| {
-            let result = forward(&tensors(&inputs), &batch).unwrap();
-            let store = (&result * &weights).unwrap().sum_all().unwrap().backward().unwrap();
-            let gradients: Vec<Tensor> =
-                inputs.iter().map(|input| store.get(input).expect("a gradient").clone()).collect();
-            (result, gradients)
-        });
-        assert_near(&fused.0, &composed.0, &what);
-        for (index, (found, expected)) in fused.1.iter().zip(&composed.1).enumerate() {
-            assert_near(found, expected, &format!("gradient {index} of {what}"));
+fn ours_and_composed_agree_forward_and_backward() {
+    for case in cases() {
+        let (found, expected) = (case.fused(&case.inputs), case.composed());
+        assert_near(&found.value, &expected.value, &case.name());
+        assert_eq!(found.gradients.len(), expected.gradients.len());
+        for (index, (found, expected)) in
+            found.gradients.iter().zip(&expected.gradients).enumerate()
+        {
+            assert_near(found, expected, &format!("gradient {index} of {}", case.name()));
         }
     }
 }
 
 #[test]
 fn gradients_match_finite_differences_along_themselves() {
-    for (operation, batch) in ALL.iter().flat_map(|op| batches().into_iter().map(move |b| (op, b)))
-    {
-        let (inputs, weights) = inputs(operation, &batch);
-        let result = (operation.fused)(&tensors(&inputs), &batch).unwrap();
-        let store = (&result * &weights).unwrap().sum_all().unwrap().backward().unwrap();
-        for (index, input) in inputs.iter().enumerate() {
-            let gradient = store.get(input).unwrap();
-            let expected = length(&floats(gradient));
+    for case in cases() {
+        let Results { gradients, .. } = case.fused(&case.inputs);
+        for (index, gradient) in gradients.iter().enumerate() {
+            let expected = length(wide(gradient));
             if expected < LEAST_GRADIENT {
                 continue;
             }
             // Along the gradient itself the slope is its length: the steepest there is.
             let value_at = |step: f64| {
-                let mut moved = tensors(&inputs);
-                moved[index] = (&moved[index] + (gradient * (step / expected)).unwrap()).unwrap();
-                let result = (operation.fused)(&moved, &batch).unwrap();
-                floats(&result).iter().zip(floats(&weights)).map(|(r, w)| r * w).sum::<f64>()
+                let mut moved = case.inputs.clone();
+                for (value, slope) in moved[index].iter_mut().zip(gradient) {
+                    *value += slope * (step / expected) as f32;
+                }
+                let value = case.fused(&moved).value;
+                wide(&value).zip(wide(&case.g)).map(|(r, w)| r * w).sum::<f64>()
             };
             let step = DIFFERENCE_STEP;
             let found = (value_at(step) - value_at(-step)) / (2.0 * step);
             assert!(
                 (found / expected - 1.0).abs() < DIFFERENCE_TOLERANCE,
-                "gradient {index} of {} on {batch:?}: length {expected}, differences give {found}",
-                operation.name
+                "gradient {index} of {}: length {expected}, differences give {found}",
+                case.name()
             );
         }
     }
@@ -125,22 +177,7 @@ fn gradients_match_finite_differences_along_themselves() {
 fn one_thread_and_three_give_the_same_bits() {
     let run = |threads: usize| {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-        pool.install(|| {
-            let cases = ALL.iter().flat_map(|op| batches().into_iter().map(move |b| (op, b)));
-            cases
-                .map(|(operation, batch)| {
-                    let (inputs, weights) = inputs(operation, &batch);
-                    let result = (operation.fused)(&tensors(&inputs), &batch).unwrap();
-                    let store =
-                        (&result * &weights).unwrap().sum_all().unwrap().backward().unwrap();
-                    let mut values = floats(&result);
-                    inputs.iter().for_each(|input| {
-                        values.extend(floats(store.get(input).unwrap()));
-                    });
-                    values
-                })
-                .collect::<Vec<_>>()
-        })
+        pool.install(|| cases().map(|case| case.fused(&case.inputs)).collect::<Vec<_>>())
     };
     assert!(run(1) == run(3));
 }

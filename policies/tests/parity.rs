@@ -5,10 +5,11 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use candle_core::{D, Device, Tensor};
+use candle_core::{Device, Tensor};
 use serde::Deserialize;
 use tallow_policies::{
-    AdamW, AdamWConfig, CacheSpan, DecayTargets, Decoder, GradientSet, KvCache, TokenId,
+    AdamW, AdamWConfig, CacheSpan, DecayTargets, Decoder, GradientSet, Inference, Keep, KvCache,
+    PackedSequences, Pass, TokenId,
 };
 
 const MODELS: [&str; 3] = ["tiny-llama", "tiny-qwen2", "tiny-qwen3"];
@@ -79,8 +80,8 @@ fn cases() -> impl Iterator<Item = Case> {
 }
 
 impl Reference {
-    /// The batch packed: tokens, lengths, and the rows and targets that the loss scores.
-    fn packed(&self) -> (Vec<TokenId>, Vec<usize>, Vec<u32>, Vec<TokenId>) {
+    /// The batch packed, and the rows and targets that the loss scores.
+    fn packed(&self) -> (PackedSequences, Vec<u32>, Vec<TokenId>) {
         let tokens = self.input_ids.concat();
         let lengths: Vec<usize> = self.input_ids.iter().map(Vec::len).collect();
         let (mut rows, mut targets, mut start) = (Vec::new(), Vec::new(), 0);
@@ -93,22 +94,32 @@ impl Reference {
             }
             start += labels.len();
         }
-        (tokens, lengths, rows, targets)
+        (PackedSequences::of_lengths(&tokens, &lengths), rows, targets)
     }
 
-    /// Mean negative log-probability of the scored tokens.
-    fn loss(&self, decoder: &Decoder) -> Tensor {
-        let (tokens, lengths, rows, targets) = self.packed();
-        let hidden = decoder.hidden(&tokens, &lengths).unwrap();
-        let rows = Tensor::new(rows, &Device::Cpu).unwrap();
-        let scored = hidden.index_select(&rows, 0).unwrap();
-        let scores = decoder.token_logprobs(&scored, &targets, 1.0).unwrap();
-        scores.logprobs.mean_all().unwrap().neg().unwrap()
+    /// Mean negative log-probability of the scored tokens, and its gradients.
+    fn loss(&self, decoder: &Decoder) -> (f64, GradientSet) {
+        let (sequences, rows, targets) = self.packed();
+        let (mut pass, mut gradients) = (Pass::default(), GradientSet::new());
+        decoder.forward(&mut pass, &sequences).unwrap();
+        let scores = decoder.score(&mut pass, &rows, &targets, 1.0).unwrap();
+        let share = 1.0 / targets.len() as f32;
+        decoder.backward(&mut pass, &vec![-share; targets.len()], &mut gradients).unwrap();
+        (-wide(&scores.logprobs).iter().sum::<f64>() / targets.len() as f64, gradients)
     }
 }
 
-fn scalar(tensor: &Tensor) -> f64 {
-    f64::from(tensor.to_scalar::<f32>().unwrap())
+fn wide(values: &[f32]) -> Vec<f64> {
+    values.iter().map(|it| f64::from(*it)).collect()
+}
+
+/// Logits of every row.
+fn logits(decoder: &Decoder, sequences: &PackedSequences) -> Vec<f64> {
+    let mut pass = Pass::new(Keep::Nothing);
+    decoder.forward(&mut pass, sequences).unwrap();
+    let rows: Vec<u32> = (0..sequences.rows() as u32).collect();
+    let hidden = decoder.hidden(&mut pass, &rows).unwrap().to_vec();
+    wide(&Inference::new(decoder).unwrap().logits(&hidden))
 }
 
 fn floats(tensor: &Tensor) -> Vec<f64> {
@@ -133,23 +144,20 @@ fn assert_near(found: &[f64], expected: &[f64], what: &str) {
 #[test]
 fn logits_match_on_every_row() {
     for Case { name, decoder, reference, tensors } in cases() {
-        let (tokens, lengths, ..) = reference.packed();
-        let logits = decoder.logits(&decoder.hidden(&tokens, &lengths).unwrap()).unwrap();
-        assert_near(&floats(&logits), &floats(&tensors["logits"]), name);
+        let logits = logits(&decoder, &reference.packed().0);
+        assert_near(&logits, &floats(&tensors["logits"]), name);
     }
 }
 
 #[test]
 fn loss_and_every_gradient_match() {
     for Case { name, decoder, reference, tensors } in cases() {
-        let loss = reference.loss(&decoder);
-        assert_close(scalar(&loss), reference.loss, name);
-        let store = loss.backward().unwrap();
-        let gradients = GradientSet::from_store(decoder.parameters(), &store).unwrap();
+        let (loss, gradients) = reference.loss(&decoder);
+        assert_close(loss, reference.loss, name);
         assert_close(gradients.norm().unwrap(), reference.grad_norm_total, name);
         for (parameter, gradient) in gradients.iter() {
             let expected = &tensors[&format!("grad.{parameter}")];
-            assert_near(&floats(gradient), &floats(expected), &format!("{name}: {parameter}"));
+            assert_near(&wide(gradient), &floats(expected), &format!("{name}: {parameter}"));
         }
     }
 }
@@ -158,14 +166,16 @@ fn loss_and_every_gradient_match() {
 fn token_logprobs_and_entropies_match() {
     for Case { name, decoder, reference, .. } in cases() {
         for (row, tokens) in reference.input_ids.iter().enumerate() {
-            let hidden = decoder.hidden(tokens, &[tokens.len()]).unwrap();
+            let sequence = PackedSequences::of_lengths(tokens, &[tokens.len()]);
+            let mut pass = Pass::new(Keep::Nothing);
+            decoder.forward(&mut pass, &sequence).unwrap();
+            let rows: Vec<u32> = (0..tokens.len() as u32).collect();
             let mut targets = tokens[1..].to_vec();
             targets.push(0); // nothing follows the last row; only its entropy is compared
-            let scores = decoder.token_logprobs(&hidden, &targets, 1.0).unwrap();
-            let logprobs = floats(&scores.logprobs);
+            let scores = decoder.score(&mut pass, &rows, &targets, 1.0).unwrap();
+            let logprobs = wide(&scores.logprobs);
             assert_near(&logprobs[..tokens.len() - 1], &reference.token_logprobs[row], name);
-            let entropies: Vec<f64> = scores.entropies.iter().map(|&e| f64::from(e)).collect();
-            assert_near(&entropies, &reference.entropy[row], name);
+            assert_near(&wide(&scores.entropies), &reference.entropy[row], name);
         }
     }
 }
@@ -183,10 +193,8 @@ fn five_adamw_steps_match() {
             clip_norm: Some(expected.clip_norm),
         });
         for &(loss_then, norm_then) in &expected.loss_and_grad_norm_before_clip_per_step {
-            let loss = reference.loss(&decoder);
-            assert_close(scalar(&loss), loss_then, name);
-            let store = loss.backward().unwrap();
-            let gradients = GradientSet::from_store(decoder.parameters(), &store).unwrap();
+            let (loss, gradients) = reference.loss(&decoder);
+            assert_close(loss, loss_then, name);
             let report = optimizer.step(decoder.parameters(), &gradients, expected.lr).unwrap();
             assert_close(report.grad_norm, norm_then, name);
         }
@@ -200,10 +208,10 @@ fn sequences_need_no_padding() {
         for ((row, mask), expected) in input_ids.iter().zip(attention_mask).zip(last_logits) {
             let real: Vec<TokenId> =
                 row.iter().zip(mask).filter(|(_, mask)| **mask == 1).map(|(id, _)| *id).collect();
-            let hidden = decoder.hidden(&real, &[real.len()]).unwrap();
-            let last = hidden.narrow(0, real.len() - 1, 1).unwrap();
+            let logits = logits(&decoder, &PackedSequences::of_lengths(&real, &[real.len()]));
+            let last = &logits[logits.len() - decoder.config().vocab_size..];
             // The reference is printed with five decimals.
-            assert_near(&floats(&decoder.logits(&last).unwrap()), expected, name);
+            assert_near(last, expected, name);
         }
     }
 }
@@ -213,16 +221,16 @@ fn greedy_continuation_through_the_cache_matches() {
     for Case { name, decoder, reference, .. } in cases() {
         let Greedy { prompt, new_ids } = &reference.greedy;
         let mut cache = KvCache::new(decoder.config(), 1, 64).unwrap();
+        let mut inference = Inference::new(&decoder).unwrap();
         let mut next = prompt.clone();
         let mut found = Vec::new();
         while found.len() < new_ids.len() {
             let spans = [CacheSpan { slot: 0, tokens: &next }];
-            let hidden = decoder.extend(&mut cache, &spans).unwrap();
-            let logits = decoder.logits(&hidden).unwrap();
-            let best: u32 =
-                logits.squeeze(0).unwrap().argmax(D::Minus1).unwrap().to_scalar().unwrap();
-            found.push(best);
-            next = vec![best];
+            let hidden = inference.extend(&mut cache, &spans).unwrap();
+            let logits = inference.logits(&hidden);
+            let best = (0..logits.len()).max_by(|a, b| logits[*a].total_cmp(&logits[*b])).unwrap();
+            found.push(best as TokenId);
+            next = vec![best as TokenId];
         }
         assert_eq!(&found, new_ids, "{name}");
     }

@@ -19,7 +19,7 @@ use crate::error::Error;
 use crate::evaluation::{self, EvaluationConfig};
 use crate::files::AtomicFile;
 use crate::learner::Learner;
-use crate::learner::batch::{MicroBatch, Sequence};
+use crate::learner::batch::{Sequence, SharedPrompts, token_budget_runs};
 use crate::model::{ModelState, model_folder};
 use crate::registry::Registry;
 use crate::renderer::Renderer;
@@ -295,19 +295,12 @@ pub fn score(args: &ScoreArgs, common: &Common) -> Result<(), Error> {
         let all = vec![true; ids.len()];
         sequences.push(Sequence::new(ids, &all));
     }
-    let frozen = loaded.decoder.frozen();
     let console = Console::new(common.quiet || common.json);
     let bar = console.bar("score", sequences.len() as u64, "texts");
-    let lengths: Vec<usize> = sequences.iter().map(|it| it.tokens().len()).collect();
     let mut lines = Vec::with_capacity(sequences.len());
-    for run in crate::learner::batch::token_budget_runs(&lengths, SCORE_TOKENS) {
+    for run in token_budget_runs(&sequences, SCORE_TOKENS, SharedPrompts::Once) {
         let part = &sequences[run.clone()];
-        let batch = MicroBatch::pack(part);
-        let scored = if batch.targets.is_empty() {
-            Vec::new()
-        } else {
-            Learner::score(&frozen, &batch, 1.0)?
-        };
+        let scored = Learner::score(&loaded.decoder, part, 1.0)?;
         let mut rest = scored.as_slice();
         for (sequence, bytes) in part.iter().zip(&bytes[run]) {
             let (own, later) = rest.split_at(sequence.scored_tokens());

@@ -1,9 +1,10 @@
 //! Sequences for training: ids, which of them are scored, and how they are cut into micro-batches.
 //!
-//! Nothing is padded. A micro-batch is sequences packed end to end; the scored tokens of all of them
-//! form one flat row of targets, each predicted by the hidden state of the token before it.
+//! Nothing is padded. A micro-batch is sequences packed end to end, a prompt that siblings share only
+//! once; the scored tokens of all of them form one flat row of targets, each predicted by the hidden
+//! state of the token before it.
 
-use tallow_policies::TokenId;
+use tallow_policies::{PackedSequences, TokenId};
 
 /// One sequence and the positions in it that are scored.
 #[derive(Clone, Debug, PartialEq)]
@@ -48,55 +49,90 @@ impl Sequence {
 }
 
 /// Sequences of one forward pass.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default)]
 pub struct MicroBatch {
-    /// All ids end to end.
-    pub tokens: Vec<TokenId>,
-    /// Length of each sequence.
-    pub lengths: Vec<usize>,
-    /// For each scored token, the row of the hidden state that predicts it.
+    /// The sequences; a prompt that neighbours share stands there once.
+    pub sequences: PackedSequences,
+    /// For each scored token, in the order of the sequences, the row that predicts it.
     pub rows: Vec<u32>,
     /// The scored tokens.
     pub targets: Vec<TokenId>,
 }
 
+/// Whether sequences beside each other that begin alike are computed with one copy of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SharedPrompts {
+    /// One copy: the same update for less work.
+    Once,
+    /// A copy for each.
+    Copied,
+}
+
+/// The ids a sequence needs computed: up to its last scored token, which nothing scored follows.
+/// Split where its first scored token stands: what comes before is its prompt.
+fn split(sequence: &Sequence) -> Option<(&[TokenId], &[TokenId])> {
+    let (first, last) = (*sequence.scored.first()?, *sequence.scored.last()?);
+    Some((&sequence.tokens[..first], &sequence.tokens[first..last]))
+}
+
 impl MicroBatch {
     /// Packs sequences end to end.
-    ///
-    /// The ids after a sequence's last scored token are left out: attention is causal, so nothing
-    /// that is scored depends on them.
-    pub fn pack<'a>(sequences: impl IntoIterator<Item = &'a Sequence>) -> Self {
+    pub fn pack<'a>(
+        sequences: impl IntoIterator<Item = &'a Sequence>,
+        sharing: SharedPrompts,
+    ) -> Self {
+        let sequences: Vec<&Sequence> = sequences.into_iter().collect();
         let mut batch = Self::default();
-        for sequence in sequences {
-            let Some(last) = sequence.scored.last() else { continue };
-            let start = batch.tokens.len();
-            batch.tokens.extend_from_slice(&sequence.tokens[..*last]);
-            batch.lengths.push(*last);
-            for position in &sequence.scored {
-                batch.rows.push((start + position - 1) as u32);
-                batch.targets.push(sequence.tokens[*position]);
+        let alike = |one: &&Sequence, other: &&Sequence| {
+            sharing == SharedPrompts::Once
+                && matches!((split(one), split(other)), (Some(a), Some(b)) if a.0 == b.0)
+        };
+        for siblings in sequences.chunk_by(alike) {
+            let parts: Vec<_> = siblings.iter().filter_map(|it| split(it)).collect();
+            let Some((prompt, _)) = parts.first() else { continue };
+            let replies: Vec<&[TokenId]> = parts.iter().map(|(_, reply)| *reply).collect();
+            let (prompt_start, starts) = batch.sequences.push(prompt, &replies);
+            for (sequence, start) in siblings.iter().zip(starts) {
+                for position in &sequence.scored {
+                    // The first is predicted by the prompt's last row, the others by a reply's.
+                    let row = match (position - 1).checked_sub(prompt.len()) {
+                        Some(of_reply) => start + of_reply,
+                        None => prompt_start + position - 1,
+                    };
+                    batch.rows.push(row as u32);
+                    batch.targets.push(sequence.tokens[*position]);
+                }
             }
         }
         batch
     }
 }
 
-/// Cuts sequences, in order, into runs of at most `budget` tokens each (a longer sequence is a run
-/// by itself); returns the runs as ranges.
-pub fn token_budget_runs(lengths: &[usize], budget: usize) -> Vec<std::ops::Range<usize>> {
+/// Cuts sequences, in order, into runs whose computed tokens stay within `budget` (a longer
+/// sequence is a run by itself); returns the runs as ranges.
+pub fn token_budget_runs<'a>(
+    sequences: impl IntoIterator<Item = &'a Sequence>,
+    budget: usize,
+    sharing: SharedPrompts,
+) -> Vec<std::ops::Range<usize>> {
     let mut runs = Vec::new();
-    let mut start = 0;
-    let mut tokens = 0;
-    for (index, length) in lengths.iter().enumerate() {
-        if index > start && tokens + length > budget {
+    let (mut start, mut tokens, mut count) = (0, 0, 0);
+    let mut before: Option<&[TokenId]> = None;
+    for (index, sequence) in sequences.into_iter().enumerate() {
+        count = index + 1;
+        let (prompt, reply) = split(sequence).unwrap_or_default();
+        let shared = sharing == SharedPrompts::Once && index > start && before == Some(prompt);
+        let added = reply.len() + if shared { 0 } else { prompt.len() };
+        if index > start && tokens + added > budget {
             runs.push(start..index);
-            start = index;
-            tokens = 0;
+            (start, tokens) = (index, prompt.len() + reply.len());
+        } else {
+            tokens += added;
         }
-        tokens += length;
+        before = Some(prompt);
     }
-    if start < lengths.len() {
-        runs.push(start..lengths.len());
+    if start < count {
+        runs.push(start..count);
     }
     runs
 }
@@ -105,21 +141,48 @@ pub fn token_budget_runs(lengths: &[usize], budget: usize) -> Vec<std::ops::Rang
 mod tests {
     use super::*;
 
+    fn sequence(tokens: &[TokenId], scored: std::ops::Range<usize>) -> Sequence {
+        Sequence::with_stretches(tokens.to_vec(), std::iter::once(scored))
+    }
+
     #[test]
     fn scored_tokens_are_predicted_by_the_row_before_them() {
         let first = Sequence::new(vec![5, 6, 7, 8], &[true, false, true, false]);
-        let second = Sequence::with_stretches(vec![1, 2, 3], std::iter::once(1..3));
-        let batch = MicroBatch::pack([&first, &second]);
-        assert_eq!(batch.tokens, [5, 6, 1, 2]);
-        assert_eq!(batch.lengths, [2, 2]);
-        assert_eq!(batch.rows, [1, 2, 3]);
-        assert_eq!(batch.targets, [7, 2, 3]);
+        let second = sequence(&[1, 2, 3], 1..3);
+        for sharing in [SharedPrompts::Once, SharedPrompts::Copied] {
+            let batch = MicroBatch::pack([&first, &second], sharing);
+            assert_eq!(batch.sequences.tokens(), [5, 6, 1, 2]);
+            assert_eq!(batch.rows, [1, 2, 3]);
+            assert_eq!(batch.targets, [7, 2, 3]);
+        }
+    }
+
+    #[test]
+    fn a_shared_prompt_stands_there_once() {
+        let siblings = [sequence(&[1, 2, 3, 4], 2..4), sequence(&[1, 2, 5, 6, 7], 2..5)];
+        let other = sequence(&[1, 9, 8], 2..3);
+        let batch = MicroBatch::pack(siblings.iter().chain([&other]), SharedPrompts::Once);
+        assert_eq!(batch.sequences.tokens(), [1, 2, 3, 5, 6, 1, 9]);
+        assert_eq!(batch.rows, [1, 2, 1, 3, 4, 6]);
+        assert_eq!(batch.targets, [3, 4, 5, 6, 7, 8]);
+        let copied = MicroBatch::pack(&siblings, SharedPrompts::Copied);
+        assert_eq!(copied.sequences.tokens(), [1, 2, 3, 1, 2, 5, 6]);
+        assert_eq!(copied.rows, [1, 2, 4, 5, 6]);
     }
 
     #[test]
     fn runs_fill_the_budget_and_lose_nothing() {
-        assert_eq!(token_budget_runs(&[3, 3, 3, 9, 1], 6), [0..2, 2..3, 3..4, 4..5]);
-        assert!(token_budget_runs(&[], 6).is_empty());
-        assert_eq!(token_budget_runs(&[7], 6), std::iter::once(0..1).collect::<Vec<_>>());
+        // Computed tokens: one fewer than there are, because the last is only a target.
+        let sequences: Vec<Sequence> = [4, 4, 4, 10, 2]
+            .iter()
+            .enumerate()
+            .map(|(index, length)| sequence(&vec![index as u32; *length], 1..*length))
+            .collect();
+        let runs = |budget, sharing| token_budget_runs(&sequences, budget, sharing);
+        assert_eq!(runs(6, SharedPrompts::Once), [0..2, 2..3, 3..4, 4..5]);
+        assert!(token_budget_runs(&[], 6, SharedPrompts::Once).is_empty());
+        let siblings = [sequence(&[1; 9], 7..9), sequence(&[1; 9], 7..9)];
+        assert_eq!(token_budget_runs(&siblings, 9, SharedPrompts::Once).len(), 1);
+        assert_eq!(token_budget_runs(&siblings, 9, SharedPrompts::Copied).len(), 2);
     }
 }

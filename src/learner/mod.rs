@@ -10,18 +10,20 @@ pub mod memory;
 
 use std::path::Path;
 
-use candle_core::{Device, Tensor};
+use candle_core::{Device, Tensor, Var};
 use rand::seq::SliceRandom;
 use serde::{Deserialize, Serialize};
 use tallow_envs::Seed;
-use tallow_policies::{AdamW, AdamWConfig, Decoder, GradientSet, PolicyError, Schedule};
+use tallow_policies::{
+    AdamW, AdamWConfig, Decoder, GradientSet, Keep, Pass, PolicyError, Schedule,
+};
 
 use crate::algorithms::{Algorithm, LossInputs};
 use crate::config::problem::Fault;
 use crate::error::Error;
 use crate::rollout::trajectory::ScoredGroup;
 use crate::tracking::Metrics;
-use batch::{MicroBatch, Sequence, token_budget_runs};
+use batch::{MicroBatch, Sequence, SharedPrompts, token_budget_runs};
 
 /// Optimizer state beside the weights of a checkpoint.
 const OPTIMIZER_FILE: &str = "optimizer.safetensors";
@@ -38,6 +40,12 @@ pub struct OptimizerConfig {
     pub adamw: AdamWConfig,
     /// Most tokens in one forward and backward pass; bounds memory, changes no result.
     pub micro_batch_tokens: usize,
+    /// Keep only each layer's input for the backward pass and compute the rest anew: a third more
+    /// work for a fraction of the memory. Changes no result.
+    pub recompute_activations: bool,
+    /// Compute a prompt once for all replies to it, in learning as in sampling. Changes results by
+    /// rounding only.
+    pub share_prompts: bool,
 }
 
 impl Default for OptimizerConfig {
@@ -47,11 +55,17 @@ impl Default for OptimizerConfig {
             schedule: Schedule::default(),
             adamw: AdamWConfig::default(),
             micro_batch_tokens: 8192,
+            recompute_activations: false,
+            share_prompts: true,
         }
     }
 }
 
 impl OptimizerConfig {
+    fn sharing(&self) -> SharedPrompts {
+        if self.share_prompts { SharedPrompts::Once } else { SharedPrompts::Copied }
+    }
+
     /// What cannot work about the settings themselves.
     pub fn faults(&self) -> Vec<Fault> {
         let mut faults = Vec::new();
@@ -90,6 +104,9 @@ pub struct Learner {
     reference: Option<Decoder>,
     optimizer: AdamW,
     config: OptimizerConfig,
+    /// Buffers of the forward and backward pass, and the gradients of one update.
+    pass: Pass,
+    gradients: GradientSet,
     /// Optimizer steps the schedule spans.
     total_steps: u64,
     steps: u64,
@@ -97,6 +114,8 @@ pub struct Learner {
 
 /// Sampled tokens of one reply, ready to be learned from.
 struct Sample {
+    /// Its place among the batch's replies.
+    index: usize,
     sequence: Sequence,
     behavior_logprobs: Vec<f32>,
     reference_logprobs: Vec<f32>,
@@ -117,9 +136,11 @@ impl Learner {
         total_steps: u64,
         with_reference: bool,
     ) -> Result<Self, Error> {
-        let reference = if with_reference { Some(decoder.snapshot()?.frozen()) } else { None };
+        let reference = if with_reference { Some(decoder.snapshot()?) } else { None };
         let optimizer = AdamW::new(config.adamw.clone());
-        Ok(Self { decoder, reference, optimizer, config, total_steps, steps: 0 })
+        let keep = if config.recompute_activations { Keep::Inputs } else { Keep::Activations };
+        let (pass, gradients) = (Pass::new(keep), GradientSet::new());
+        Ok(Self { decoder, reference, optimizer, config, pass, gradients, total_steps, steps: 0 })
     }
 
     /// The weights as they are now.
@@ -170,21 +191,22 @@ impl Learner {
                  longest sequence (model.context, sequence_tokens), or there is none"
                     .into()));
         }
-        let lengths: Vec<usize> = sequences.iter().map(|it| it.tokens().len()).collect();
-        let mut gradients = GradientSet::new();
-        let mut loss_sum = 0.0;
-        for run in token_budget_runs(&lengths, self.config.micro_batch_tokens) {
-            let batch = MicroBatch::pack(&sequences[run]);
+        self.gradients.reset();
+        let mut loss = 0.0;
+        let sharing = self.config.sharing();
+        for run in token_budget_runs(sequences, self.config.micro_batch_tokens, sharing) {
+            let batch = MicroBatch::pack(&sequences[run], sharing);
             if batch.targets.is_empty() {
                 continue;
             }
-            let logprobs = self.logprobs(&self.decoder, &batch, 1.0)?.0;
-            let loss = (logprobs.sum_all()? * (-1.0 / scored as f64))?;
-            loss_sum += f64::from(loss.to_scalar::<f32>()?);
-            gradients.add(self.decoder.parameters(), &loss.backward()?)?;
+            self.decoder.forward(&mut self.pass, &batch.sequences)?;
+            let scores = self.decoder.score(&mut self.pass, &batch.rows, &batch.targets, 1.0)?;
+            loss -= scores.logprobs.iter().map(|it| f64::from(*it)).sum::<f64>() / scored as f64;
+            let slopes = vec![-1.0 / scored as f32; batch.targets.len()];
+            self.decoder.backward(&mut self.pass, &slopes, &mut self.gradients)?;
         }
-        let mut metrics = self.step(&gradients)?;
-        metrics.set("train/loss_nats", loss_sum);
+        let mut metrics = self.step()?;
+        metrics.set("train/loss_nats", loss);
         Ok(metrics)
     }
 
@@ -197,16 +219,10 @@ impl Learner {
         sequences: &[Sequence],
         budget: usize,
     ) -> Result<(f64, usize), Error> {
-        let frozen = decoder.frozen();
-        let lengths: Vec<usize> = sequences.iter().map(|it| it.tokens().len()).collect();
         let mut total = 0.0;
         let mut tokens = 0;
-        for run in token_budget_runs(&lengths, budget) {
-            let batch = MicroBatch::pack(&sequences[run]);
-            if batch.targets.is_empty() {
-                continue;
-            }
-            let scored = Self::score(&frozen, &batch, 1.0)?;
+        for run in token_budget_runs(sequences, budget, SharedPrompts::Once) {
+            let scored = Self::score(decoder, &sequences[run], 1.0)?;
             total -= scored.iter().map(|it| f64::from(*it)).sum::<f64>();
             tokens += scored.len();
         }
@@ -246,7 +262,9 @@ impl Learner {
                 samples.shuffle(&mut seed.derive(&[epoch as u64]).rng());
             }
             let size = samples.len().div_ceil(reuse.minibatches.max(1));
-            for minibatch in samples.chunks(size) {
+            for minibatch in samples.chunks_mut(size) {
+                // Siblings stand together again, so that they can share their prompt.
+                minibatch.sort_by_key(|it| it.index);
                 let (report, mismatch) =
                     self.minibatch(algorithm, minibatch, temperature, max_tokens)?;
                 // Only before the first step are these still the weights that sampled; later the
@@ -274,25 +292,29 @@ impl Learner {
         let sampled: Vec<usize> = samples.iter().map(|it| it.sequence.scored_tokens()).collect();
         let total = sampled.iter().sum::<usize>().max(1) as f64;
         let weights = algorithm.aggregation().token_weights(&sampled, max_tokens);
-        let lengths: Vec<usize> = samples.iter().map(|it| it.sequence.tokens().len()).collect();
-        let mut gradients = GradientSet::new();
+        let sharing = self.config.sharing();
+        let budget = self.config.micro_batch_tokens;
+        self.gradients.reset();
         let mut metrics = Metrics::new();
         let mut mismatch = 0.0;
-        for run in token_budget_runs(&lengths, self.config.micro_batch_tokens) {
+        for run in token_budget_runs(samples.iter().map(|it| &it.sequence), budget, sharing) {
             let part = &samples[run.clone()];
-            let batch = MicroBatch::pack(part.iter().map(|it| &it.sequence));
+            let batch = MicroBatch::pack(part.iter().map(|it| &it.sequence), sharing);
             if batch.targets.is_empty() {
                 continue;
             }
-            let (logprobs, entropy) = self.logprobs(&self.decoder, &batch, temperature)?;
+            self.decoder.forward(&mut self.pass, &batch.sequences)?;
+            let scores =
+                self.decoder.score(&mut self.pass, &batch.rows, &batch.targets, temperature)?;
             let behavior: Vec<f32> =
                 part.iter().flat_map(|it| it.behavior_logprobs.iter().copied()).collect();
-            let now = logprobs.to_vec1::<f32>()?;
-            mismatch += now
-                .iter()
-                .zip(&behavior)
-                .map(|(now, then)| f64::from((now - then).abs()))
-                .sum::<f64>();
+            let differences = scores.logprobs.iter().zip(&behavior);
+            mismatch += differences.map(|(now, then)| f64::from((now - then).abs())).sum::<f64>();
+            let entropy: f64 = scores.entropies.iter().map(|it| f64::from(*it)).sum();
+            metrics.add("learner/entropy_nats", entropy / total);
+
+            // The algorithm's loss is differentiated by candle as a function of these.
+            let logprobs = Var::new(scores.logprobs, &Device::Cpu)?;
             let spread = |value: &dyn Fn(usize) -> f32| -> Result<Tensor, Error> {
                 let flat: Vec<f32> = run
                     .clone()
@@ -315,24 +337,29 @@ impl Learner {
             for (name, sum) in loss.sums {
                 metrics.add(name, sum / total);
             }
-            metrics.add("learner/entropy_nats", entropy / total);
             let scalar = (loss.losses * spread(&|it| weights[it])?)?.sum_all()?;
             metrics.add("learner/loss", f64::from(scalar.to_scalar::<f32>()?));
-            gradients.add(self.decoder.parameters(), &scalar.backward()?)?;
+            let slopes = match scalar.backward()?.get(&logprobs) {
+                Some(slopes) => slopes.to_vec1::<f32>()?,
+                None => {
+                    let told = format!("the loss of {} has no gradient", algorithm.name());
+                    return Err(Error::Diverged(told));
+                }
+            };
+            self.decoder.backward(&mut self.pass, &slopes, &mut self.gradients)?;
         }
-        metrics.extend(self.step(&gradients)?);
+        metrics.extend(self.step()?);
         Ok((metrics, mismatch / total))
     }
 
     fn annotate_reference(&self, samples: &mut [Sample], temperature: f64) -> Result<(), Error> {
         let Some(reference) = &self.reference else { return Ok(()) };
-        let lengths: Vec<usize> = samples.iter().map(|it| it.sequence.tokens().len()).collect();
-        for run in token_budget_runs(&lengths, self.config.micro_batch_tokens) {
-            let part = &mut samples[run];
-            let batch = MicroBatch::pack(part.iter().map(|it| &it.sequence));
-            let scored = Self::score(reference, &batch, temperature)?;
+        let sequences: Vec<Sequence> = samples.iter().map(|it| it.sequence.clone()).collect();
+        let sharing = self.config.sharing();
+        for run in token_budget_runs(&sequences, self.config.micro_batch_tokens, sharing) {
+            let scored = Self::score(reference, &sequences[run.clone()], temperature)?;
             let mut rest = scored.as_slice();
-            for sample in part {
+            for sample in &mut samples[run] {
                 let (own, later) = rest.split_at(sample.sequence.scored_tokens());
                 sample.reference_logprobs = own.to_vec();
                 rest = later;
@@ -341,46 +368,33 @@ impl Learner {
         Ok(())
     }
 
-    /// Log-probabilities of the batch's targets, `(targets)` with gradient, and the sum of the
-    /// entropies in nats.
-    fn logprobs(
-        &self,
-        decoder: &Decoder,
-        batch: &MicroBatch,
-        temperature: f64,
-    ) -> Result<(Tensor, f64), Error> {
-        let hidden = decoder.hidden(&batch.tokens, &batch.lengths)?;
-        let rows = Tensor::new(batch.rows.as_slice(), &Device::Cpu)?;
-        let hidden = hidden.index_select(&rows, 0)?;
-        let scores = decoder.token_logprobs(&hidden, &batch.targets, temperature)?;
-        let entropy = scores.entropies.iter().map(|it| f64::from(*it)).sum();
-        Ok((scores.logprobs, entropy))
-    }
-
-    /// Log-probabilities of the batch's targets in nats, without gradient.
+    /// Log-probabilities of the scored tokens of all sequences, in order, in nats.
     ///
     /// # Errors
     /// If the model fails.
     pub fn score(
-        frozen: &Decoder,
-        batch: &MicroBatch,
+        decoder: &Decoder,
+        sequences: &[Sequence],
         temperature: f64,
     ) -> Result<Vec<f32>, Error> {
-        let hidden = frozen.hidden(&batch.tokens, &batch.lengths)?;
-        let rows = Tensor::new(batch.rows.as_slice(), &Device::Cpu)?;
-        let hidden = hidden.index_select(&rows, 0)?;
-        Ok(frozen.token_logprobs(&hidden, &batch.targets, temperature)?.logprobs.to_vec1()?)
+        let batch = MicroBatch::pack(sequences, SharedPrompts::Once);
+        if batch.targets.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut pass = Pass::new(Keep::Nothing);
+        decoder.forward(&mut pass, &batch.sequences)?;
+        Ok(decoder.score(&mut pass, &batch.rows, &batch.targets, temperature)?.logprobs)
     }
 
-    fn step(&mut self, gradients: &GradientSet) -> Result<Metrics, Error> {
+    fn step(&mut self) -> Result<Metrics, Error> {
         let factor = self.config.schedule.factor(self.steps, self.total_steps);
         let rate = self.config.learning_rate * factor;
-        let report = self.optimizer.step(self.decoder.parameters(), gradients, rate).map_err(
-            |e| match e {
+        let parameters = self.decoder.parameters();
+        let report =
+            self.optimizer.step(parameters, &self.gradients, rate).map_err(|e| match e {
                 PolicyError::Gradient { .. } => Error::Diverged(e.to_string()),
                 other => other.into(),
-            },
-        )?;
+            })?;
         if !report.update_norm.is_finite() {
             let told = format!("a step of {} on the weights is no number", report.update_norm);
             return Err(Error::Diverged(told));
@@ -404,6 +418,7 @@ fn usable_samples(algorithm: &dyn Algorithm, groups: &[ScoredGroup], newest: u64
         for (member, advantage) in group.members.iter().zip(credit) {
             let trajectory = &member.trajectory;
             samples.push(Sample {
+                index: samples.len(),
                 sequence: Sequence::with_stretches(
                     trajectory.tokens.clone(),
                     trajectory.turns.iter().map(|it| it.range.clone()),

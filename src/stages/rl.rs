@@ -605,9 +605,9 @@ impl Stage for RlStage {
             // Rollouts that run ahead need weights that stand still while the learner works;
             // otherwise the engine rests then, and reads the learner's own.
             if config.rollout.max_staleness > 0 {
-                learner.decoder().snapshot().map(|it| it.frozen())
+                learner.decoder().snapshot()
             } else {
-                Ok(learner.decoder().frozen())
+                Ok(learner.decoder().clone())
             }
         };
         pool.publish(share(&learner)?, first)?;

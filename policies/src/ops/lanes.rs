@@ -70,6 +70,22 @@ pub(crate) fn exponentiate(values: &mut [f32], shift: f32) -> f32 {
     folded(sums)
 }
 
+/// Σ a_i.
+#[inline(always)]
+pub(crate) fn sum(values: &[f32]) -> f32 {
+    let mut sums = [0.0; LANES];
+    let (rows, rest) = values.as_chunks::<LANES>();
+    for row in rows {
+        for lane in 0..LANES {
+            sums[lane] += row[lane];
+        }
+    }
+    for (sum, value) in sums.iter_mut().zip(rest) {
+        *sum += value;
+    }
+    folded(sums)
+}
+
 /// Adds the partial sums pairwise: halves onto halves, as a register would.
 #[inline(always)]
 pub(crate) fn folded(mut sums: [f32; LANES]) -> f32 {

@@ -6,21 +6,13 @@
 //! ```text
 //! dx = g w        dw = gᵀ x        db = Σ_t g_t
 //! ```
+//!
+//! The forward product reads the weight as [`Panels`]; both others read rows as they are.
 
-use candle_core::{CpuStorage, CustomOp2, CustomOp3, Device, Layout, Result, Shape, Tensor, bail};
+use candle_core::{Result, Tensor};
 use multiversion::multiversion;
 
-use super::matmul::{Extent, Output, View, parallel_matmul};
-use super::slices::{Values, values};
-
-/// y = x wᵀ + b, with gradients for those of the three that ask for one.
-pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
-    let x = x.contiguous()?;
-    match bias {
-        Some(bias) => x.apply_op3(weight, bias, Linear),
-        None => x.apply_op2(weight, Linear),
-    }
-}
+use super::matmul::{Job, Out, Panels, Right, View};
 
 /// The same of candle's own operations: the reference.
 pub fn composed(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
@@ -31,150 +23,48 @@ pub fn composed(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Te
     }
 }
 
-struct Linear;
-
-impl Linear {
-    fn forward(
-        x: (&CpuStorage, &Layout),
-        weight: (&CpuStorage, &Layout),
-        bias: Option<(&CpuStorage, &Layout)>,
-    ) -> Result<(CpuStorage, Shape)> {
-        let (tokens, inner) = x.1.shape().dims2()?;
-        let (columns, weight_inner) = weight.1.shape().dims2()?;
-        if inner != weight_inner {
-            bail!("linear: rows of {inner} for a weight of ({columns}, {weight_inner})");
-        }
-        let (x, weight) = (values(x.0, x.1)?, values(weight.0, weight.1)?);
-        let mut y = Vec::new();
-        let output = match bias {
-            None => {
-                y.resize(tokens * columns, 0.0);
-                Output::Replace
-            }
-            Some((storage, layout)) => {
-                let bias = values(storage, layout)?;
-                if bias.len() != columns {
-                    bail!("linear: a bias of {} for {columns} columns", bias.len());
-                }
-                y.reserve_exact(tokens * columns);
-                (0..tokens).for_each(|_| y.extend_from_slice(bias));
-                Output::Add
-            }
-        };
-        let transposed = View::rows(weight, inner).transposed();
-        let extent = Extent { rows: tokens, columns, inner };
-        parallel_matmul(&mut y, output, 1.0, View::rows(x, inner), transposed, extent);
-        Ok((CpuStorage::F32(y), (tokens, columns).into()))
-    }
-
-    /// dx and dw, each only if asked for.
-    fn backward(
-        x: &Tensor,
-        weight: &Tensor,
-        g: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let (tokens, inner) = x.dims2()?;
-        let (columns, _inner) = weight.dims2()?;
-        let g_values = Values::of(g)?;
-        let g = View::rows(&g_values, columns);
-        let dx = if x.track_op() {
-            let weight = Values::of(weight)?;
-            let mut dx = vec![0.0; tokens * inner];
-            let extent = Extent { rows: tokens, columns: inner, inner: columns };
-            parallel_matmul(&mut dx, Output::Replace, 1.0, g, View::rows(&weight, inner), extent);
-            Some(Tensor::from_vec(dx, (tokens, inner), &Device::Cpu)?)
-        } else {
-            None
-        };
-        let dw = if weight.track_op() {
-            let x = Values::of(x)?;
-            let mut dw = vec![0.0; columns * inner];
-            let extent = Extent { rows: columns, columns: inner, inner: tokens };
-            parallel_matmul(
-                &mut dw,
-                Output::Replace,
-                1.0,
-                g.transposed(),
-                View::rows(&x, inner),
-                extent,
-            );
-            Some(Tensor::from_vec(dw, (columns, inner), &Device::Cpu)?)
-        } else {
-            None
-        };
-        Ok((dx, dw))
-    }
+/// y = x wᵀ + b, to be computed beside others.
+pub(crate) fn forward<'a>(
+    x: &'a [f32],
+    inner: usize,
+    weight: &'a Panels,
+    bias: Option<&'a [f32]>,
+    y: &'a mut [f32],
+    columns: usize,
+) -> Job<'a> {
+    let (x, weight) = (View::rows(x, inner), weight.right());
+    Job { bias, ..Job::new(Out::rows(y, columns), x, weight, inner) }
 }
 
-impl CustomOp2 for Linear {
-    fn name(&self) -> &'static str {
-        "linear"
-    }
-
-    fn cpu_fwd(
-        &self,
-        x: &CpuStorage,
-        x_layout: &Layout,
-        weight: &CpuStorage,
-        weight_layout: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        Self::forward((x, x_layout), (weight, weight_layout), None)
-    }
-
-    fn bwd(
-        &self,
-        x: &Tensor,
-        weight: &Tensor,
-        _y: &Tensor,
-        g: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        Self::backward(x, weight, &g.contiguous()?)
-    }
+/// dx = g w, to be computed beside others.
+pub(crate) fn backward_input<'a>(
+    g: &'a [f32],
+    columns: usize,
+    weight: &'a [f32],
+    dx: &'a mut [f32],
+    inner: usize,
+) -> Job<'a> {
+    let weight = Right::Rows(weight, inner);
+    Job::new(Out::rows(dx, inner), View::rows(g, columns), weight, columns)
 }
 
-impl CustomOp3 for Linear {
-    fn name(&self) -> &'static str {
-        "linear_with_bias"
-    }
-
-    fn cpu_fwd(
-        &self,
-        x: &CpuStorage,
-        x_layout: &Layout,
-        weight: &CpuStorage,
-        weight_layout: &Layout,
-        bias: &CpuStorage,
-        bias_layout: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        Self::forward((x, x_layout), (weight, weight_layout), Some((bias, bias_layout)))
-    }
-
-    fn bwd(
-        &self,
-        x: &Tensor,
-        weight: &Tensor,
-        bias: &Tensor,
-        _y: &Tensor,
-        g: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let g = g.contiguous()?;
-        let (dx, dw) = Self::backward(x, weight, &g)?;
-        let db = if bias.track_op() {
-            let mut db = vec![0.0; bias.dims1()?];
-            sum_rows(&Values::of(&g)?, &mut db);
-            Some(Tensor::from_vec(db, bias.shape(), &Device::Cpu)?)
-        } else {
-            None
-        };
-        Ok((dx, dw, db))
-    }
+/// dw = gᵀ x, to be computed beside others. Sums over tokens run in their order.
+pub(crate) fn backward_weight<'a>(
+    g: &'a [f32],
+    columns: usize,
+    x: &'a [f32],
+    inner: usize,
+    dw: &'a mut [f32],
+) -> Job<'a> {
+    let (tokens, x) = (g.len() / columns, Right::Rows(x, inner));
+    Job::new(Out::rows(dw, inner), View::rows(g, columns).transposed(), x, tokens)
 }
 
-/// Adds every row to `sum`, in order.
+/// Adds Σ_t g_t, in the order of the tokens, to `db`.
 #[multiversion(targets("x86_64+avx512f+avx512vl", "x86_64+avx2"))]
-fn sum_rows(rows: &[f32], sum: &mut [f32]) {
-    for row in rows.chunks_exact(sum.len()) {
-        for (sum, value) in sum.iter_mut().zip(row) {
+pub(crate) fn backward_bias(g: &[f32], db: &mut [f32]) {
+    for row in g.chunks_exact(db.len()) {
+        for (sum, value) in db.iter_mut().zip(row) {
             *sum += value;
         }
     }

@@ -4,13 +4,11 @@
 //! position · theta^(-2i / head_dim), as in transformers (the paper pairs neighbours).
 //! `x` is `(tokens, heads * head_dim)`; queries and keys are turned alike.
 
-use std::sync::Arc;
-
-use candle_core::{CpuStorage, CustomOp1, D, Device, Layout, Result, Shape, Tensor, bail};
+use candle_core::{D, Device, Result, Tensor};
+use multiversion::multiversion;
 use rayon::prelude::*;
 
 use super::lanes::{PARALLEL_ELEMENTS, ROWS_PER_CHUNK};
-use super::slices::{Values, values};
 
 /// Cosines and sines of every position up to a bound: `(positions, head_dim / 2)` each.
 #[derive(Clone, Debug)]
@@ -52,21 +50,12 @@ impl Rotations {
     }
 }
 
-/// The rows of `x` turned to their positions; with gradient.
-pub fn rope(x: &Tensor, positions: &Arc<[u32]>, rotations: &Arc<Rotations>) -> Result<Tensor> {
-    let (tokens, width) = x.dims2()?;
-    check(tokens, width, positions, rotations)?;
-    let (positions, rotations) = (Arc::clone(positions), Arc::clone(rotations));
-    x.contiguous()?.apply_op1(Rope { positions, rotations })
-}
-
 /// The same of candle's own operations: the reference.
-pub fn composed(x: &Tensor, positions: &Arc<[u32]>, rotations: &Arc<Rotations>) -> Result<Tensor> {
+pub fn composed(x: &Tensor, positions: &[u32], rotations: &Rotations) -> Result<Tensor> {
     let (tokens, width) = x.dims2()?;
     let (head_dim, half) = (rotations.head_dim, rotations.head_dim / 2);
-    check(tokens, width, positions, rotations)?;
     let (mut cos, mut sin) = (Vec::new(), Vec::new());
-    for &position in positions.iter() {
+    for &position in positions {
         let (row_cos, row_sin) = rotations.row(position);
         cos.extend_from_slice(row_cos);
         sin.extend_from_slice(row_sin);
@@ -80,84 +69,48 @@ pub fn composed(x: &Tensor, positions: &Arc<[u32]>, rotations: &Arc<Rotations>) 
     Tensor::cat(&[turned_first, turned_second], D::Minus1)?.reshape((tokens, width))
 }
 
-fn check(tokens: usize, width: usize, positions: &[u32], rotations: &Rotations) -> Result<()> {
-    if positions.len() != tokens {
-        bail!("rope: {} positions for {tokens} rows", positions.len());
-    }
-    if !width.is_multiple_of(rotations.head_dim) {
-        bail!("rope: width {width} is not a multiple of head_dim {}", rotations.head_dim);
-    }
-    if let Some(&far) = positions.iter().find(|&&p| p as usize >= rotations.positions) {
-        bail!("rope: position {far}, but the table holds {}", rotations.positions);
-    }
-    Ok(())
-}
-
-struct Rope {
-    positions: Arc<[u32]>,
-    rotations: Arc<Rotations>,
-}
-
 /// Which way to turn. A rotation's transpose is its inverse, so gradients turn back.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Turn {
+pub(crate) enum Turn {
     Forth,
     Back,
 }
 
-impl Rope {
-    fn turned(&self, x: &[f32], width: usize, turn: Turn) -> Vec<f32> {
-        let mut out = vec![0.0; x.len()];
-        let chunk = ROWS_PER_CHUNK * width;
-        let turn_rows = |(index, (out, x)): (usize, (&mut [f32], &[f32]))| {
-            let positions = &self.positions[index * ROWS_PER_CHUNK..];
-            for ((out, x), &position) in
-                out.chunks_exact_mut(width).zip(x.chunks_exact(width)).zip(positions)
-            {
-                let (cos, sin) = self.rotations.row(position);
-                match turn {
-                    Turn::Forth => turn_row(x, cos, sin, 1.0, out),
-                    Turn::Back => turn_row(x, cos, sin, -1.0, out),
-                }
-            }
-        };
-        if x.len() < PARALLEL_ELEMENTS {
-            out.chunks_mut(chunk).zip(x.chunks(chunk)).enumerate().for_each(turn_rows);
-        } else {
-            out.par_chunks_mut(chunk).zip(x.par_chunks(chunk)).enumerate().for_each(turn_rows);
+/// Turns rows of `width` to their positions, in place.
+pub(crate) fn turn(
+    x: &mut [f32],
+    width: usize,
+    positions: &[u32],
+    rotations: &Rotations,
+    turn: Turn,
+) {
+    let sign = if turn == Turn::Forth { 1.0 } else { -1.0 };
+    let turn_rows = |(x, positions): (&mut [f32], &[u32])| {
+        for (x, &position) in x.chunks_exact_mut(width).zip(positions) {
+            let (cos, sin) = rotations.row(position);
+            turn_row(x, cos, sin, sign);
         }
-        out
-    }
-}
-
-impl CustomOp1 for Rope {
-    fn name(&self) -> &'static str {
-        "rope"
-    }
-
-    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let (_tokens, width) = layout.shape().dims2()?;
-        let turned = self.turned(values(x, layout)?, width, Turn::Forth);
-        Ok((CpuStorage::F32(turned), layout.shape().clone()))
-    }
-
-    fn bwd(&self, x: &Tensor, _turned: &Tensor, g: &Tensor) -> Result<Option<Tensor>> {
-        let (_tokens, width) = x.dims2()?;
-        let g = g.contiguous()?;
-        let dx = self.turned(&Values::of(&g)?, width, Turn::Back);
-        Tensor::from_vec(dx, x.shape(), &Device::Cpu).map(Some)
+    };
+    if x.len() < PARALLEL_ELEMENTS {
+        turn_rows((x, positions));
+    } else {
+        x.par_chunks_mut(ROWS_PER_CHUNK * width)
+            .zip(positions.par_chunks(ROWS_PER_CHUNK))
+            .for_each(turn_rows);
     }
 }
 
 /// Turns every head of one row by the angles, times `sign`.
-fn turn_row(x: &[f32], cos: &[f32], sin: &[f32], sign: f32, out: &mut [f32]) {
+#[multiversion(targets("x86_64+avx512f+avx512vl", "x86_64+avx2"))]
+fn turn_row(x: &mut [f32], cos: &[f32], sin: &[f32], sign: f32) {
     let half = cos.len();
-    for (x, out) in x.chunks_exact(2 * half).zip(out.chunks_exact_mut(2 * half)) {
-        let ((first, second), (out_first, out_second)) = (x.split_at(half), out.split_at_mut(half));
-        for i in 0..half {
-            let sin = sign * sin[i];
-            out_first[i] = first[i] * cos[i] - second[i] * sin;
-            out_second[i] = second[i] * cos[i] + first[i] * sin;
+    for x in x.chunks_exact_mut(2 * half) {
+        let (first, second) = x.split_at_mut(half);
+        for (((first, second), cos), sin) in first.iter_mut().zip(second).zip(cos).zip(sin) {
+            let sin = sign * sin;
+            let turned = *first * cos - *second * sin;
+            *second = *second * cos + *first * sin;
+            *first = turned;
         }
     }
 }

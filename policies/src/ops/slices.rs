@@ -2,7 +2,7 @@
 
 use std::ops::{Deref, Range};
 
-use candle_core::{CpuStorage, Layout, Result, Storage, StorageRef, Tensor, bail};
+use candle_core::{CpuStorage, Result, Storage, StorageRef, Tensor, bail};
 
 /// A tensor's values, readable while the guard lives.
 pub(crate) struct Values<'a> {
@@ -34,12 +34,4 @@ impl Deref for Values<'_> {
             _ => unreachable!("checked when the guard was made"),
         }
     }
-}
-
-/// The values behind a storage and layout, as a custom operation is handed them.
-pub(crate) fn values<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
-    let Some((start, end)) = layout.contiguous_offsets() else {
-        bail!("tensor of shape {:?} is not contiguous", layout.shape());
-    };
-    Ok(&storage.as_slice::<f32>()?[start..end])
 }

@@ -13,42 +13,22 @@
 //! dz_t = g_t (e_target - p_t) / temperature        dhidden = dz w        dw = dzᵀ hidden
 //! ```
 //!
-//! Rows are taken in chunks, so that at most `CHUNK_LOGITS` logits exist at once; the
-//! backward pass computes them anew from the kept logsumexp.
+//! Rows are taken in chunks, so that at most `CHUNK_LOGITS` logits exist at once. Where all fit
+//! into one chunk the backward pass finds them there; else it computes them anew.
 
-use std::sync::{Arc, Mutex, PoisonError};
-
-use candle_core::{CpuStorage, CustomOp2, D, Device, Layout, Result, Shape, Tensor, bail};
+use candle_core::{D, Device, Result, Tensor};
 use multiversion::multiversion;
 use rayon::prelude::*;
 
 use super::lanes::{LANES, PARALLEL_ELEMENTS, exp, folded, max};
-use super::matmul::{Extent, Output, View, parallel_matmul};
-use super::slices::{Values, values};
-
-/// Log-probabilities `(tokens)`, with gradients for `hidden` and `head`, and entropies.
-pub fn token_logprobs(
-    hidden: &Tensor,
-    head: &Tensor,
-    targets: &Arc<[u32]>,
-    temperature: f64,
-) -> Result<(Tensor, Vec<f32>)> {
-    let rows: Arc<Mutex<RowSums>> = Arc::default();
-    let op = TokenLogprobs {
-        targets: Arc::clone(targets),
-        inverse_temperature: (1.0 / temperature) as f32,
-        rows: Arc::clone(&rows),
-    };
-    let logprobs = hidden.contiguous()?.apply_op2(&head.contiguous()?, op)?;
-    let entropies = std::mem::take(&mut locked(&rows).entropies);
-    Ok((logprobs, entropies))
-}
+use super::linear;
+use super::matmul::{Job, Out, Output, Panels, View, matmul, matmuls};
 
 /// The same of candle's own operations: the reference.
 pub fn composed(
     hidden: &Tensor,
     head: &Tensor,
-    targets: &Arc<[u32]>,
+    targets: &[u32],
     temperature: f64,
 ) -> Result<(Tensor, Vec<f32>)> {
     let logits = (hidden.matmul(&head.t()?)? / temperature)?;
@@ -58,140 +38,131 @@ pub fn composed(
     Ok((logprobs.gather(&index, D::Minus1)?.squeeze(1)?, entropies))
 }
 
-/// Logits held at once: 64 MiB of them.
-const CHUNK_LOGITS: usize = 1 << 24;
+/// Logits held at once: 128 MiB of them.
+const CHUNK_LOGITS: usize = 1 << 25;
 
 /// Fewest rows in a chunk: below this, reading the head outweighs the arithmetic.
-const FEWEST_ROWS: usize = 64;
+const FEWEST_ROWS: usize = 96;
 
-struct TokenLogprobs {
-    targets: Arc<[u32]>,
+/// Columns of the head made into panels at a time: they stay in a core's own cache.
+const PACKED_COLUMNS: usize = 256;
+
+/// What the forward pass leaves for the backward pass.
+#[derive(Debug, Default)]
+pub(crate) struct Scored {
+    targets: Vec<u32>,
     inverse_temperature: f32,
-    /// Written by the forward pass, read by the backward pass; never contended.
-    rows: Arc<Mutex<RowSums>>,
-}
-
-/// What the forward pass leaves behind, one of each per row.
-#[derive(Default)]
-struct RowSums {
     logsumexps: Vec<f32>,
-    entropies: Vec<f32>,
+    /// All logits if they fit, else those of the last chunk.
+    logits: Vec<f32>,
 }
 
-fn locked(rows: &Mutex<RowSums>) -> std::sync::MutexGuard<'_, RowSums> {
-    rows.lock().unwrap_or_else(PoisonError::into_inner)
+/// Log-probabilities and entropies, one of each per row.
+pub(crate) fn forward(
+    hidden: &[f32],
+    width: usize,
+    head: &[f32],
+    targets: &[u32],
+    temperature: f64,
+    scored: &mut Scored,
+) -> (Vec<f32>, Vec<f32>) {
+    let vocab = head.len() / width;
+    scored.targets.clear();
+    scored.targets.extend_from_slice(targets);
+    scored.inverse_temperature = (1.0 / temperature) as f32;
+    scored.logsumexps.clear();
+    let (mut logprobs, mut entropies) =
+        (Vec::with_capacity(targets.len()), Vec::with_capacity(targets.len()));
+    let chunk = rows_per_chunk(vocab);
+    let room = chunk.min(targets.len()) * vocab;
+    if scored.logits.len() < room {
+        scored.logits.resize(room, 0.0);
+    }
+    for (hidden, targets) in hidden.chunks(chunk * width).zip(targets.chunks(chunk)) {
+        let logits = &mut scored.logits[..targets.len() * vocab];
+        chunk_logits(logits, hidden, head, scored.inverse_temperature, width);
+        let score = |(logits, &target): (&[f32], &u32)| scored_row(logits, target as usize);
+        let rows: Vec<Row> = if logits.len() < PARALLEL_ELEMENTS {
+            logits.chunks(vocab).zip(targets).map(score).collect()
+        } else {
+            logits.par_chunks(vocab).zip(targets).map(score).collect()
+        };
+        logprobs.extend(rows.iter().map(|row| row.logprob));
+        entropies.extend(rows.iter().map(|row| row.entropy));
+        scored.logsumexps.extend(rows.iter().map(|row| row.logsumexp));
+    }
+    (logprobs, entropies)
 }
 
-/// Logits of some rows: out = scale · hidden wᵀ.
-fn chunk_logits(out: &mut [f32], hidden: &[f32], head: &[f32], scale: f32, width: usize) {
-    let (rows, vocab) = (hidden.len() / width, head.len() / width);
-    let extent = Extent { rows, columns: vocab, inner: width };
-    let (hidden, head) = (View::rows(hidden, width), View::rows(head, width).transposed());
-    parallel_matmul(out, Output::Replace, scale, hidden, head, extent);
+/// Gradients from those of the log-probabilities: `dhidden` is overwritten; so is `dhead` unless
+/// `output` says to add.
+pub(crate) fn backward(
+    hidden: &[f32],
+    width: usize,
+    head: &[f32],
+    g: &[f32],
+    scored: &mut Scored,
+    dhidden: &mut [f32],
+    dhead: Option<(&mut [f32], Output)>,
+) {
+    let vocab = head.len() / width;
+    let chunk = rows_per_chunk(vocab);
+    let Scored { targets, inverse_temperature, logsumexps, logits } = scored;
+    let kept = targets.len() <= chunk;
+    let mut dhead = dhead;
+    let chunks = hidden.chunks(chunk * width).zip(dhidden.chunks_mut(chunk * width));
+    for (index, (hidden, dhidden)) in chunks.enumerate() {
+        let first = index * chunk;
+        let count = hidden.len() / width;
+        let dz = &mut logits[..count * vocab];
+        if !kept {
+            chunk_logits(dz, hidden, head, *inverse_temperature, width);
+        }
+        let row_gradient = |(row, dz): (usize, &mut [f32])| {
+            let row = first + row;
+            let slope = g[row] * *inverse_temperature;
+            logit_gradients(dz, logsumexps[row], -slope);
+            dz[targets[row] as usize] += slope;
+        };
+        if dz.len() < PARALLEL_ELEMENTS {
+            dz.chunks_mut(vocab).enumerate().for_each(row_gradient);
+        } else {
+            dz.par_chunks_mut(vocab).enumerate().for_each(row_gradient);
+        }
+        let mut jobs = vec![linear::backward_input(dz, vocab, head, dhidden, width)];
+        if let Some((dhead, output)) = &mut dhead {
+            let job = linear::backward_weight(dz, vocab, hidden, width, dhead);
+            jobs.push(Job { output: *output, ..job });
+        }
+        matmuls(jobs);
+        if let Some((_, output)) = &mut dhead {
+            *output = Output::Add;
+        }
+    }
 }
 
 fn rows_per_chunk(vocab: usize) -> usize {
     (CHUNK_LOGITS / vocab).max(FEWEST_ROWS)
 }
 
-impl CustomOp2 for TokenLogprobs {
-    fn name(&self) -> &'static str {
-        "token_logprobs"
-    }
-
-    fn cpu_fwd(
-        &self,
-        hidden: &CpuStorage,
-        hidden_layout: &Layout,
-        head: &CpuStorage,
-        head_layout: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        let (tokens, width) = hidden_layout.shape().dims2()?;
-        let (vocab, head_width) = head_layout.shape().dims2()?;
-        if width != head_width || tokens != self.targets.len() {
-            bail!(
-                "token_logprobs: hidden ({tokens}, {width}), head ({vocab}, {head_width}), {} targets",
-                self.targets.len()
-            );
-        }
-        if let Some(target) = self.targets.iter().find(|&&target| target as usize >= vocab) {
-            bail!("token_logprobs: target {target} for a vocabulary of {vocab}");
-        }
-        let (hidden, head) = (values(hidden, hidden_layout)?, values(head, head_layout)?);
-        let chunk = rows_per_chunk(vocab);
-        let mut logits = vec![0.0; chunk.min(tokens) * vocab];
-        let mut rows: Vec<Row> = Vec::with_capacity(tokens);
-        for (hidden, targets) in hidden.chunks(chunk * width).zip(self.targets.chunks(chunk)) {
-            let logits = &mut logits[..targets.len() * vocab];
-            chunk_logits(logits, hidden, head, self.inverse_temperature, width);
-            if logits.len() < PARALLEL_ELEMENTS {
-                let scored = logits.chunks(vocab).zip(targets);
-                rows.extend(scored.map(|(logits, &target)| scored_row(logits, target as usize)));
-            } else {
-                let scored = logits.par_chunks(vocab).zip(targets);
-                rows.par_extend(
-                    scored.map(|(logits, &target)| scored_row(logits, target as usize)),
-                );
-            }
-        }
-        *locked(&self.rows) = RowSums {
-            logsumexps: rows.iter().map(|row| row.logsumexp).collect(),
-            entropies: rows.iter().map(|row| row.entropy).collect(),
-        };
-        let logprobs = rows.iter().map(|row| row.logprob).collect();
-        Ok((CpuStorage::F32(logprobs), tokens.into()))
-    }
-
-    fn bwd(
-        &self,
-        hidden: &Tensor,
-        head: &Tensor,
-        _logprobs: &Tensor,
-        g: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let (tokens, width) = hidden.dims2()?;
-        let (vocab, _width) = head.dims2()?;
-        let wants_dhead = head.track_op();
-        let g = g.contiguous()?;
-        let (hidden, head, g) = (Values::of(hidden)?, Values::of(head)?, Values::of(&g)?);
-        let rows = locked(&self.rows);
-        let chunk = rows_per_chunk(vocab);
-        let mut logits = vec![0.0; chunk.min(tokens) * vocab];
-        let mut dhidden = vec![0.0; tokens * width];
-        let mut dhead = vec![0.0; if wants_dhead { vocab * width } else { 0 }];
-        for (index, (hidden, dhidden)) in
-            hidden.chunks(chunk * width).zip(dhidden.chunks_mut(chunk * width)).enumerate()
-        {
-            let first = index * chunk;
-            let count = hidden.len() / width;
-            let dz = &mut logits[..count * vocab];
-            chunk_logits(dz, hidden, &head, self.inverse_temperature, width);
-            let row_gradient = |(row, dz): (usize, &mut [f32])| {
-                let row = first + row;
-                let slope = g[row] * self.inverse_temperature;
-                logit_gradients(dz, rows.logsumexps[row], -slope);
-                dz[self.targets[row] as usize] += slope;
-            };
-            if dz.len() < PARALLEL_ELEMENTS {
-                dz.chunks_mut(vocab).enumerate().for_each(row_gradient);
-            } else {
-                dz.par_chunks_mut(vocab).enumerate().for_each(row_gradient);
-            }
-            let dz = View::rows(dz, vocab);
-            let extent = Extent { rows: count, columns: width, inner: vocab };
-            parallel_matmul(dhidden, Output::Replace, 1.0, dz, View::rows(&head, width), extent);
-            if wants_dhead {
-                let extent = Extent { rows: vocab, columns: width, inner: count };
-                let hidden = View::rows(hidden, width);
-                parallel_matmul(&mut dhead, Output::Add, 1.0, dz.transposed(), hidden, extent);
-            }
-        }
-        let dhidden = Tensor::from_vec(dhidden, (tokens, width), &Device::Cpu)?;
-        let dhead = match wants_dhead {
-            true => Some(Tensor::from_vec(dhead, (vocab, width), &Device::Cpu)?),
-            false => None,
-        };
-        Ok((Some(dhidden), dhead))
+/// Logits of some rows: out = scale · hidden wᵀ. Each task makes its own columns of the head into
+/// panels, so that the head is read once and never held twice.
+fn chunk_logits(out: &mut [f32], hidden: &[f32], head: &[f32], scale: f32, width: usize) {
+    let vocab = head.len() / width;
+    let work = out.len() * width;
+    let blocks = Out::rows(out, vocab).column_blocks(PACKED_COLUMNS);
+    let tasks = blocks.into_iter().zip(head.chunks(PACKED_COLUMNS * width));
+    let product = |panels: &mut Panels, (mut out, head): (Out<'_>, &[f32])| {
+        panels.pack(head, head.len() / width, width);
+        let hidden = View::rows(hidden, width);
+        matmul(&mut out, Output::Replace, scale, hidden, panels.right(), width);
+    };
+    if work < PARALLEL_ELEMENTS {
+        let mut panels = Panels::default();
+        tasks.for_each(|task| product(&mut panels, task));
+    } else {
+        let tasks: Vec<_> = tasks.collect();
+        tasks.into_par_iter().with_max_len(1).for_each_init(Panels::default, product);
     }
 }
 

@@ -1,0 +1,391 @@
+//! One layer of the decoder, forward and in reverse, over the rows of a pack.
+//!
+//! ```text
+//! a = norm(x);  q, k, v = a Wq, a Wk, a Wv;  q, k = rope(norm?(q)), rope(norm?(k))
+//! h = x + attention(q, k, v) Wo
+//! b = norm(h);  next = h + (silu(b Wgate) * (b Wup)) Wdown
+//! ```
+//!
+//! In reverse, g starts as the gradient by `next` and ends as that by `x`.
+
+use candle_core::Tensor;
+
+use crate::error::PolicyError;
+use crate::model_config::DecoderShape;
+use crate::ops::matmul::{Job, Output, Panels, matmuls};
+use crate::ops::rope::{Rotations, Turn};
+use crate::ops::slices::Values;
+use crate::ops::{self, Heads, linear};
+use crate::optimizer::GradientSet;
+use crate::packed::PackedSequences;
+use crate::pass::sized;
+
+/// A parameter and its name.
+#[derive(Clone, Debug)]
+pub(crate) struct Named {
+    pub name: String,
+    pub values: Tensor,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Linear {
+    pub weight: Named,
+    pub bias: Option<Named>,
+}
+
+/// The parameters of one layer.
+#[derive(Clone, Debug)]
+pub(crate) struct LayerWeights {
+    pub attention_norm: Named,
+    pub query: Linear,
+    pub key: Linear,
+    pub value: Linear,
+    pub query_norm: Option<Named>,
+    pub key_norm: Option<Named>,
+    pub output: Linear,
+    pub feed_forward_norm: Named,
+    pub gate: Linear,
+    pub up: Linear,
+    pub down: Linear,
+}
+
+/// Attention of q over k and v (and whatever came before), into the last argument.
+pub(crate) type AttentionOver<'a> = &'a mut dyn FnMut(&[f32], &[f32], &[f32], &mut [f32]);
+
+/// Where the rows stand.
+#[derive(Clone, Copy)]
+pub(crate) struct Place<'a> {
+    pub positions: &'a [u32],
+    pub rotations: &'a Rotations,
+}
+
+/// What one layer computed, `(rows, width)` each.
+#[derive(Debug, Default)]
+pub(crate) struct Activations {
+    /// Rotated.
+    q: Vec<f32>,
+    k: Vec<f32>,
+    v: Vec<f32>,
+    /// Before their norm, for families that have one.
+    raw_q: Vec<f32>,
+    raw_k: Vec<f32>,
+    attended: Vec<f32>,
+    h: Vec<f32>,
+    gate: Vec<f32>,
+    up: Vec<f32>,
+}
+
+/// Buffers that live for one layer's work.
+#[derive(Debug, Default)]
+pub(crate) struct Scratch {
+    pub normed: Vec<f32>,
+    inner: Vec<f32>,
+    dq: Vec<f32>,
+    dk: Vec<f32>,
+    dv: Vec<f32>,
+    d_attended: Vec<f32>,
+    d_normed: Vec<f32>,
+}
+
+/// The weights of one layer, laid out for the forward product.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct PackedLayer {
+    query: Panels,
+    key: Panels,
+    value: Panels,
+    output: Panels,
+    gate: Panels,
+    up: Panels,
+    down: Panels,
+}
+
+/// The values of a layer's parameters, readable while this lives.
+pub(crate) struct LayerView<'a> {
+    shape: &'a DecoderShape,
+    attention_norm: Values<'a>,
+    query: LinearView<'a>,
+    key: LinearView<'a>,
+    value: LinearView<'a>,
+    query_norm: Option<Values<'a>>,
+    key_norm: Option<Values<'a>>,
+    output: LinearView<'a>,
+    feed_forward_norm: Values<'a>,
+    gate: LinearView<'a>,
+    up: LinearView<'a>,
+    down: LinearView<'a>,
+}
+
+struct LinearView<'a> {
+    weight: Values<'a>,
+    bias: Option<Values<'a>>,
+}
+
+impl Linear {
+    fn view(&self) -> Result<LinearView<'_>, PolicyError> {
+        Ok(LinearView {
+            weight: Values::of(&self.weight.values)?,
+            bias: self.bias.as_ref().map(|bias| Values::of(&bias.values)).transpose()?,
+        })
+    }
+}
+
+impl LinearView<'_> {
+    fn bias(&self) -> Option<&[f32]> {
+        self.bias.as_deref()
+    }
+}
+
+impl LayerWeights {
+    /// # Errors
+    /// If a parameter is not f32 on the CPU.
+    pub(crate) fn view<'a>(
+        &'a self,
+        shape: &'a DecoderShape,
+    ) -> Result<LayerView<'a>, PolicyError> {
+        let optional = |named: &'a Option<Named>| {
+            named.as_ref().map(|named| Values::of(&named.values)).transpose()
+        };
+        Ok(LayerView {
+            shape,
+            attention_norm: Values::of(&self.attention_norm.values)?,
+            query: self.query.view()?,
+            key: self.key.view()?,
+            value: self.value.view()?,
+            query_norm: optional(&self.query_norm)?,
+            key_norm: optional(&self.key_norm)?,
+            output: self.output.view()?,
+            feed_forward_norm: Values::of(&self.feed_forward_norm.values)?,
+            gate: self.gate.view()?,
+            up: self.up.view()?,
+            down: self.down.view()?,
+        })
+    }
+}
+
+impl PackedLayer {
+    /// Lays out a layer's weights, reusing the memory of the one before.
+    pub(crate) fn pack(&mut self, layer: &LayerView<'_>) {
+        let DecoderShape { hidden, intermediate, .. } = *layer.shape;
+        let (query, kv) = (layer.shape.query_width(), layer.shape.kv_width());
+        self.query.pack(&layer.query.weight, query, hidden);
+        self.key.pack(&layer.key.weight, kv, hidden);
+        self.value.pack(&layer.value.weight, kv, hidden);
+        self.output.pack(&layer.output.weight, hidden, query);
+        self.gate.pack(&layer.gate.weight, intermediate, hidden);
+        self.up.pack(&layer.up.weight, intermediate, hidden);
+        self.down.pack(&layer.down.weight, hidden, intermediate);
+    }
+}
+
+impl LayerView<'_> {
+    fn heads(&self) -> Heads {
+        let DecoderShape { heads, kv_heads, head_dim, .. } = *self.shape;
+        Heads { heads, kv_heads, head_dim }
+    }
+
+    /// x -> next, both `(rows, hidden)`.
+    #[expect(clippy::too_many_arguments, reason = "inputs, outputs and buffers of one layer")]
+    pub(crate) fn forward(
+        &self,
+        packed: &PackedLayer,
+        place: Place<'_>,
+        x: &[f32],
+        activations: &mut Activations,
+        next: &mut Vec<f32>,
+        scratch: &mut Scratch,
+        attention: AttentionOver<'_>,
+    ) {
+        let DecoderShape { hidden, intermediate, rms_norm_eps, .. } = *self.shape;
+        let (query_width, kv_width) = (self.shape.query_width(), self.shape.kv_width());
+        let eps = rms_norm_eps as f32;
+        let rows = place.positions.len();
+        let x = &x[..rows * hidden];
+        let Activations { q, k, v, raw_q, raw_k, attended, h, gate, up } = activations;
+        let normed = sized(&mut scratch.normed, rows * hidden);
+        ops::rms_norm::forward(x, &self.attention_norm, eps, normed);
+        let q = sized(q, rows * query_width);
+        let (k, v) = (sized(k, rows * kv_width), sized(v, rows * kv_width));
+        let (bq, bk, bv) = (self.query.bias(), self.key.bias(), self.value.bias());
+        matmuls(vec![
+            linear::forward(normed, hidden, &packed.query, bq, q, query_width),
+            linear::forward(normed, hidden, &packed.key, bk, k, kv_width),
+            linear::forward(normed, hidden, &packed.value, bv, v, kv_width),
+        ]);
+        let norms = [(&mut *q, raw_q, &self.query_norm), (&mut *k, raw_k, &self.key_norm)];
+        for (x, raw, norm) in norms {
+            let Some(norm) = norm else { continue };
+            let raw = sized(raw, x.len());
+            raw.copy_from_slice(x);
+            ops::rms_norm::forward(raw, norm, eps, x);
+        }
+        ops::rope::turn(q, query_width, place.positions, place.rotations, Turn::Forth);
+        ops::rope::turn(k, kv_width, place.positions, place.rotations, Turn::Forth);
+        let attended = sized(attended, rows * query_width);
+        attention(q, k, v, attended);
+
+        let h = sized(h, rows * hidden);
+        h.copy_from_slice(x);
+        if let Some(bias) = self.output.bias() {
+            h.chunks_exact_mut(hidden).for_each(|row| add(row, bias));
+        }
+        let job = linear::forward(attended, query_width, &packed.output, None, h, hidden);
+        matmuls(vec![Job { output: Output::Add, ..job }]);
+
+        ops::rms_norm::forward(h, &self.feed_forward_norm, eps, normed);
+        let (gate, up) = (sized(gate, rows * intermediate), sized(up, rows * intermediate));
+        matmuls(vec![
+            linear::forward(normed, hidden, &packed.gate, None, gate, intermediate),
+            linear::forward(normed, hidden, &packed.up, None, up, intermediate),
+        ]);
+        let inner = sized(&mut scratch.inner, rows * intermediate);
+        ops::swiglu::forward(gate, up, inner);
+        let next = sized(next, rows * hidden);
+        next.copy_from_slice(h);
+        let job = linear::forward(inner, intermediate, &packed.down, None, next, hidden);
+        matmuls(vec![Job { output: Output::Add, ..job }]);
+    }
+
+    /// Turns `g`, the gradient by `next`, into that by `x`, and adds to `gradients`. Uses up the
+    /// activations.
+    #[expect(clippy::too_many_arguments, reason = "inputs, outputs and buffers of one layer")]
+    pub(crate) fn backward(
+        &self,
+        weights: &LayerWeights,
+        place: Place<'_>,
+        sequences: &PackedSequences,
+        x: &[f32],
+        activations: &mut Activations,
+        g: &mut [f32],
+        scratch: &mut Scratch,
+        gradients: &mut GradientSet,
+    ) {
+        let DecoderShape { hidden, intermediate, rms_norm_eps, .. } = *self.shape;
+        let (query_width, kv_width) = (self.shape.query_width(), self.shape.kv_width());
+        let eps = rms_norm_eps as f32;
+        let rows = place.positions.len();
+        let x = &x[..rows * hidden];
+        let Activations { q, k, v, raw_q, raw_k, attended, h, gate, up } = activations;
+        let (q, attended) = (&q[..rows * query_width], &attended[..rows * query_width]);
+        let (k, v) = (&k[..rows * kv_width], &v[..rows * kv_width]);
+        let h = &h[..rows * hidden];
+        let (gate, up) = (&mut gate[..rows * intermediate], &mut up[..rows * intermediate]);
+        let Scratch { normed, inner, dq, dk, dv, d_attended, d_normed } = scratch;
+        let (normed, d_normed) = (sized(normed, rows * hidden), sized(d_normed, rows * hidden));
+
+        // Feed-forward. `inner` holds the gradient of silu(gate) up, then its value.
+        let inner = sized(inner, rows * intermediate);
+        let down = linear::backward_input(g, hidden, &self.down.weight, inner, intermediate);
+        matmuls(vec![down]);
+        ops::swiglu::backward(gate, up, inner);
+        ops::rms_norm::forward(h, &self.feed_forward_norm, eps, normed);
+        let (dgate, dup) = (&*gate, &*up);
+        weight_gradients(
+            gradients,
+            [
+                (&weights.down, &*g, &*inner),
+                (&weights.gate, dgate, &*normed),
+                (&weights.up, dup, &*normed),
+            ],
+        );
+        sum_of_inputs(
+            d_normed,
+            hidden,
+            [(dgate, &self.gate.weight, intermediate), (dup, &self.up.weight, intermediate)],
+        );
+        let mut dw =
+            gradients.take(&weights.feed_forward_norm.name, &weights.feed_forward_norm.values);
+        ops::rms_norm::backward(h, &self.feed_forward_norm, d_normed, eps, g, dw.summed());
+        gradients.put(&weights.feed_forward_norm.name, dw);
+
+        // Attention. `g` is now the gradient by h.
+        let d_attended = sized(d_attended, rows * query_width);
+        matmuls(vec![linear::backward_input(
+            g,
+            hidden,
+            &self.output.weight,
+            d_attended,
+            query_width,
+        )]);
+        weight_gradients(gradients, [(&weights.output, &*g, attended)]);
+        let dq = sized(dq, rows * query_width);
+        let (dk, dv) = (sized(dk, rows * kv_width), sized(dv, rows * kv_width));
+        let heads = self.heads();
+        ops::attention::backward(q, k, v, attended, d_attended, sequences, heads, dq, dk, dv);
+        ops::rope::turn(dq, query_width, place.positions, place.rotations, Turn::Back);
+        ops::rope::turn(dk, kv_width, place.positions, place.rotations, Turn::Back);
+        for (g, raw, norm, named) in [
+            (&mut *dq, raw_q, &self.query_norm, &weights.query_norm),
+            (&mut *dk, raw_k, &self.key_norm, &weights.key_norm),
+        ] {
+            let (Some(norm), Some(named)) = (norm, named) else { continue };
+            // The buffer of d_attended is free and as large as the larger of the two.
+            let dx = &mut d_attended[..g.len()];
+            dx.fill(0.0);
+            let mut dw = gradients.take(&named.name, &named.values);
+            ops::rms_norm::backward(&raw[..g.len()], norm, g, eps, dx, dw.summed());
+            gradients.put(&named.name, dw);
+            g.copy_from_slice(dx);
+        }
+        ops::rms_norm::forward(x, &self.attention_norm, eps, normed);
+        let (dq, dk, dv) = (&*dq, &*dk, &*dv);
+        weight_gradients(
+            gradients,
+            [
+                (&weights.query, dq, &*normed),
+                (&weights.key, dk, &*normed),
+                (&weights.value, dv, &*normed),
+            ],
+        );
+        sum_of_inputs(
+            d_normed,
+            hidden,
+            [
+                (dq, &self.query.weight, query_width),
+                (dk, &self.key.weight, kv_width),
+                (dv, &self.value.weight, kv_width),
+            ],
+        );
+        let mut dw = gradients.take(&weights.attention_norm.name, &weights.attention_norm.values);
+        ops::rms_norm::backward(x, &self.attention_norm, d_normed, eps, g, dw.summed());
+        gradients.put(&weights.attention_norm.name, dw);
+    }
+}
+
+/// Adds the gradients of the weights and biases of maps that read `x` and whose results have the
+/// gradients `g`.
+fn weight_gradients<const N: usize>(
+    gradients: &mut GradientSet,
+    maps: [(&Linear, &[f32], &[f32]); N],
+) {
+    let mut taken =
+        maps.map(|(linear, ..)| gradients.take(&linear.weight.name, &linear.weight.values));
+    let jobs = taken.iter_mut().zip(maps).map(|(dw, (_, g, x))| {
+        let (columns, inner) = dw.dims2();
+        let output = dw.output();
+        Job { output, ..linear::backward_weight(g, columns, x, inner, dw.values()) }
+    });
+    matmuls(jobs.collect());
+    for (dw, (linear, g, _)) in taken.into_iter().zip(maps) {
+        gradients.put(&linear.weight.name, dw);
+        let Some(bias) = &linear.bias else { continue };
+        let mut db = gradients.take(&bias.name, &bias.values);
+        linear::backward_bias(g, db.summed());
+        gradients.put(&bias.name, db);
+    }
+}
+
+/// dx = Σ g w over maps that read the same x.
+fn sum_of_inputs<const N: usize>(
+    dx: &mut [f32],
+    hidden: usize,
+    maps: [(&[f32], &[f32], usize); N],
+) {
+    for (index, (g, weight, columns)) in maps.into_iter().enumerate() {
+        let output = if index == 0 { Output::Replace } else { Output::Add };
+        matmuls(vec![Job { output, ..linear::backward_input(g, columns, weight, dx, hidden) }]);
+    }
+}
+
+fn add(sum: &mut [f32], values: &[f32]) {
+    sum.iter_mut().zip(values).for_each(|(sum, value)| *sum += value);
+}
