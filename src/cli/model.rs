@@ -16,7 +16,7 @@ use super::{Common, say};
 use crate::console::Console;
 use crate::documents::read_jsonl;
 use crate::error::Error;
-use crate::evaluation::{self, EvaluationConfig};
+use crate::evaluation::{Evaluation, EvaluationConfig};
 use crate::files::AtomicFile;
 use crate::learner::Learner;
 use crate::learner::batch::{MicroBatch, Sequence};
@@ -369,33 +369,36 @@ pub fn eval(args: &EvalArgs, common: &Common, registry: &Registry) -> Result<(),
     };
     let verifier = registry.verifiers.build(name, verifier_options).map_err(refused)?;
     let loaded = load(&args.model)?;
-    let engine = Engine::new(&loaded.decoder, Arc::clone(&loaded.tokenizer), SLOTS)?;
-    let scoring = Scoring { verifier, cut_off_is_malformed: true, coin_reward: None };
     let limits = PoolLimits {
         threads: common.threads(),
+        slots: SLOTS,
         episodes: SLOTS.max(args.samples),
         max_turns: 8,
         lockstep: true,
     };
-    let interrupted = Arc::new(AtomicBool::new(false));
+    let mut pool = RolloutPool::new(
+        &loaded.decoder,
+        &loaded.renderer,
+        environment,
+        Scoring::by(verifier),
+        limits,
+        Arc::new(AtomicBool::new(false)),
+    )?;
     let config = EvaluationConfig {
         tasks: args.limit,
         samples: args.samples.max(1),
         k: args.k.clone(),
         ..Default::default()
     };
-    let params = SamplingParams {
+    let sampling = SamplingParams {
         max_tokens: args.max_tokens,
         temperature: args.temperature,
         ..Default::default()
     };
-    let plans = evaluation::plans(&config, split, environment.len(split), &params, seed, seed);
-    let renderer = Arc::clone(&loaded.renderer);
-    let mut pool = RolloutPool::new(environment, renderer, scoring, engine, limits, interrupted);
+    let evaluation =
+        Evaluation { config: &config, split, sampling: &sampling, run_seed: seed, seed };
     let console = Console::new(common.quiet || common.json);
-    let bar = console.bar("eval", (plans.0.len() + plans.1.len()) as u64, "tasks");
-    let (metrics, _) = evaluation::evaluate(&mut pool, &config, &plans, |it| bar.set(it as u64))?;
-    drop(bar);
+    let (metrics, _) = evaluation.run(&mut pool, |total| console.bar("eval", total, "tasks"))?;
     if common.json {
         let line: Map<String, Value> =
             metrics.iter().map(|(name, value)| (name.to_string(), json!(value))).collect();

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tallow_envs::{Environment, Split};
-use tallow_policies::{Engine, SamplingParams};
+use tallow_policies::SamplingParams;
 use tallow_verifiers::Verifier;
 
 use super::{Stage, StageEntry, rl};
@@ -13,7 +13,7 @@ use crate::config::StageContext;
 use crate::config::document::Table;
 use crate::config::problem::{Fault, Problems};
 use crate::error::Error;
-use crate::evaluation::{self, EvaluationConfig};
+use crate::evaluation::{Evaluation, EvaluationConfig};
 use crate::learner::memory::Demand;
 use crate::model::{ModelSettings, ModelState};
 use crate::renderer::Renderer;
@@ -117,36 +117,29 @@ impl Stage for EvalStage {
         let tokenizer = start.tokenizer()?;
         let decoder = start.decoder(run.model(), run.run_seed())?;
         let renderer = Arc::new(Renderer::new(Arc::clone(&tokenizer))?);
-        let engine = Engine::new(&decoder, Arc::clone(&tokenizer), config.slots)?;
         let mut pool = RolloutPool::new(
+            &decoder,
+            &renderer,
             Arc::clone(&self.environment),
-            Arc::clone(&renderer),
-            Scoring {
-                verifier: Arc::clone(&self.verifier),
-                cut_off_is_malformed: true,
-                coin_reward: None,
-            },
-            engine,
+            Scoring::by(Arc::clone(&self.verifier)),
             PoolLimits {
                 threads: run.threads(),
+                slots: config.slots,
                 episodes: config.slots.max(config.evaluation.samples),
                 max_turns: config.max_turns,
                 lockstep: true,
             },
             run.interrupted(),
-        );
-        let plans = evaluation::plans(
-            &config.evaluation,
-            config.split,
-            self.environment.len(config.split),
-            &config.sampling,
-            run.run_seed(),
-            run.seed(),
-        );
-        let bar = run.bar((plans.0.len() + plans.1.len()) as u64, "tasks");
-        let (metrics, groups) =
-            evaluation::evaluate(&mut pool, &config.evaluation, &plans, |it| bar.set(it as u64))?;
-        drop((bar, pool));
+        )?;
+        let evaluation = Evaluation {
+            config: &config.evaluation,
+            split: config.split,
+            sampling: &config.sampling,
+            run_seed: run.run_seed(),
+            seed: run.seed(),
+        };
+        let (metrics, groups) = evaluation.run(&mut pool, |total| run.bar(total, "tasks"))?;
+        drop(pool);
         run.metrics(0, &metrics)?;
         run.samples(0, &groups, None, &renderer)?;
         Ok(ModelState { tokenizer: Some(tokenizer), decoder: Some(decoder) })

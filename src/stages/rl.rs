@@ -13,7 +13,7 @@ use std::time::Instant;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tallow_envs::{Environment, Seed, Split};
-use tallow_policies::{Engine, SamplingParams};
+use tallow_policies::SamplingParams;
 use tallow_verifiers::{Outcome, StopReason, Verifier};
 
 use super::{Stage, StageEntry};
@@ -22,7 +22,7 @@ use crate::config::StageContext;
 use crate::config::document::Table;
 use crate::config::problem::{Fault, Problems};
 use crate::error::Error;
-use crate::evaluation::{self, EvaluationConfig};
+use crate::evaluation::{Evaluation, EvaluationConfig};
 use crate::learner::memory::Demand;
 use crate::learner::{Learner, OptimizerConfig, Reuse};
 use crate::model::{ModelSettings, ModelState};
@@ -402,20 +402,14 @@ impl RlStage {
         renderer: &Renderer,
         run: &mut StageRun<'_>,
     ) -> Result<(), Error> {
-        let config = &self.config.evaluation;
-        let seed = run.seed().derive(&[EVALUATION_STREAM, step]);
-        let plans = evaluation::plans(
-            config,
-            Split::Test,
-            self.environment.len(Split::Test),
-            &self.config.sampling,
-            run.run_seed(),
-            seed,
-        );
-        let bar = run.bar((plans.0.len() + plans.1.len()) as u64, "tasks");
-        let (metrics, groups) =
-            evaluation::evaluate(pool, config, &plans, |done| bar.set(done as u64))?;
-        drop(bar);
+        let evaluation = Evaluation {
+            config: &self.config.evaluation,
+            split: Split::Test,
+            sampling: &self.config.sampling,
+            run_seed: run.run_seed(),
+            seed: run.seed().derive(&[EVALUATION_STREAM, step]),
+        };
+        let (metrics, groups) = evaluation.run(pool, |total| run.bar(total, "tasks"))?;
         run.metrics(step, &metrics)?;
         run.samples(step, &groups, None, renderer)?;
         let shown = |name: &str| metrics.value(name).unwrap_or(f64::NAN);
@@ -579,25 +573,25 @@ impl Stage for RlStage {
             first = checkpoint.step;
             evaluated = state.evaluated;
         }
-        let engine = Engine::new(learner.decoder(), Arc::clone(&tokenizer), self.slots())?;
         let mut pool = RolloutPool::new(
+            learner.decoder(),
+            &renderer,
             Arc::clone(&self.environment),
-            Arc::clone(&renderer),
             Scoring {
                 verifier: Arc::clone(&self.verifier),
                 cut_off_is_malformed: config.cut_off_is_malformed,
                 coin_reward: config.coin_reward,
             },
-            engine,
             PoolLimits {
                 threads: config.rollout.threads.unwrap_or_else(|| run.threads()),
+                slots: self.slots(),
                 // A group plays as a whole: an evaluation's may be larger than a step.
                 episodes: self.episodes().max(config.evaluation.samples),
                 max_turns: config.rollout.max_turns,
                 lockstep: config.rollout.lockstep,
             },
             run.interrupted(),
-        );
+        )?;
         let seed = run.seed();
         let tasks = self.environment.len(Split::Train);
         let mut order = TaskOrder::new(seed.derive(&[TASK_STREAM]), tasks);
