@@ -141,6 +141,13 @@ fn unknown_names_list_the_known_ones() {
         let hint = format!("hint: did you mean {known}?");
         check_refused(setting, &[what, "expected", known, &hint]);
     }
+    let scene = Scene::new();
+    scene.write("cases.jsonl", "");
+    let output = scene.output(["verify", "exat", "--cases", "cases.jsonl"]);
+    let told = text(&output.stderr);
+    check_told(&output, 2, 1, &["error: there is no verifier called `exat`, expected"]);
+    assert_eq!(told.matches("exat").count(), 1, "{told}");
+    assert_eq!(told.matches("did you mean").count(), 1, "{told}");
     check_refused("model.family=lama", &["lama", "llama", "model.family"]);
 }
 

@@ -11,6 +11,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
+use tallow_verifiers::ConfigFault;
 
 use crate::config::problem::Paint;
 use crate::error::Error;
@@ -151,6 +152,16 @@ fn set_threads(threads: usize) -> Result<(), Error> {
 
 fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+/// What a component says of options given on the command line. Its `hint` is told once, by the
+/// error; the key `name` is no option there but the argument itself.
+fn refused(mut fault: ConfigFault, otherwise: &str) -> Error {
+    let hint = fault.hint.take().unwrap_or_else(|| otherwise.to_owned());
+    if fault.key == "name" {
+        fault.key.clear();
+    }
+    Error::usage(fault.to_string(), hint)
 }
 
 /// Prints results: the one way to stdout. A closed pipe ends the output quietly.

@@ -12,7 +12,7 @@ use tallow_policies::{Decoder, Engine, Request, SamplingParams, TokenId, Tokeniz
 use tallow_verifiers::Message;
 
 use super::verify::options;
-use super::{Common, say};
+use super::{Common, refused, say};
 use crate::console::Console;
 use crate::documents::read_jsonl;
 use crate::error::Error;
@@ -357,10 +357,7 @@ pub fn eval(args: &EvalArgs, common: &Common, registry: &Registry) -> Result<(),
     };
     let seed = Seed(common.seed.unwrap_or(DEFAULT_SEED));
     let context = BuildContext { folder: PathBuf::from("."), seed };
-    let refused = |fault: tallow_verifiers::ConfigFault| {
-        let hint = fault.hint.clone().unwrap_or_else(|| "see `tallow list --long`".into());
-        Error::usage(fault.to_string(), hint)
-    };
+    let refused = |fault| refused(fault, "see `tallow list --long`");
     let environment =
         registry.environments.build(&args.env, options(&args.set)?, &context).map_err(refused)?;
     let (name, verifier_options) = match &args.verifier {

@@ -9,7 +9,7 @@ use rayon::prelude::*;
 use serde_json::{Map, Value, json};
 use tallow_verifiers::{Message, Outcome, Reference, StopReason, Transcript, Verifier};
 
-use super::{Common, say};
+use super::{Common, refused, say};
 use crate::documents::read_jsonl;
 use crate::error::Error;
 use crate::files::AtomicFile;
@@ -39,11 +39,10 @@ pub struct VerifyArgs {
 /// `tallow verify`.
 pub fn verify(args: &VerifyArgs, common: &Common, registry: &Registry) -> Result<(), Error> {
     let options = options(&args.set)?;
-    let verifier = registry.verifiers.build(&args.name, options).map_err(|fault| {
-        let hint =
-            fault.hint.clone().unwrap_or_else(|| "see `tallow list verifiers --long`".into());
-        Error::usage(fault.to_string(), hint)
-    })?;
+    let verifier = registry
+        .verifiers
+        .build(&args.name, options)
+        .map_err(|fault| refused(fault, "see `tallow list verifiers --long`"))?;
     let cases = read_jsonl(&args.cases)?;
     let lines: Vec<String> = cases
         .par_iter()
