@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use tallow_envs::Split;
 use tallow_verifiers::config_fault::read_options;
@@ -12,7 +12,7 @@ use tallow_verifiers::{ConfigFault, Message, Role};
 use super::{Document, Documents, SourceContext, read_jsonl, resolve, split_of};
 
 /// Settings of the source `conversations`.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Conversations {
     /// The JSONL file, which may be packed with gzip or zstd.

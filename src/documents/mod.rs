@@ -11,7 +11,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use tallow_envs::{Environments, Seed, Split};
 use tallow_verifiers::{ConfigFault, Message};
 
@@ -77,6 +77,8 @@ pub struct SourceEntry {
     pub summary: &'static str,
     /// Builds from options.
     pub build: Build,
+    /// The options with their defaults; `null` where one must be given.
+    pub default_options: fn() -> Value,
 }
 
 /// Every source, alphabetical.
@@ -85,16 +87,19 @@ pub const BUILTIN: &[SourceEntry] = &[
         name: "conversations",
         summary: "JSONL of messages, or of prompt and completion",
         build: conversations::build,
+        default_options: || json!(conversations::Conversations::default()),
     },
     SourceEntry {
         name: "environment",
         summary: "an environment's tasks with their known replies, in chosen styles",
         build: environment::build,
+        default_options: || json!({"env": null, "styles": null}),
     },
     SourceEntry {
         name: "text",
         summary: "plain text or JSONL with a text field",
         build: text::build,
+        default_options: || json!(text::TextDocuments::default()),
     },
 ];
 

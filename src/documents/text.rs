@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tallow_envs::Split;
 use tallow_verifiers::ConfigFault;
@@ -17,7 +17,7 @@ use crate::error::Error;
 const PLAIN_DOCUMENT_BYTES: usize = 4096;
 
 /// Settings of the source `text`.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct TextDocuments {
     /// The file: `.jsonl` holds a document a line, anything else is plain text; either may be packed
