@@ -482,7 +482,7 @@ impl StageRun<'_> {
                 records.push(self.sample(step, group, member, advantage, renderer));
             }
         }
-        samples::write_samples(&self.folder.samples(), step, &records)?;
+        samples::write_samples(&self.folder.samples(), self.name, step, &records)?;
         let shown: Vec<SampleRow> = records
             .iter()
             .step_by((records.len() / SHOWN_SAMPLES).max(1))

@@ -210,13 +210,15 @@ fn metrics(run: &Path) -> Vec<Value> {
         .collect()
 }
 
-/// Every samples file as text.
+/// Every samples file of every stage as text.
 fn samples(run: &Path) -> BTreeMap<String, Vec<u8>> {
-    sorted(&run.join("samples"))
-        .iter()
-        .map(|path| {
-            let file = std::fs::File::open(path).expect("a samples file");
-            (name(path), zstd::decode_all(file).expect("whole frames"))
-        })
-        .collect()
+    let mut files = BTreeMap::new();
+    for stage in sorted(&run.join("samples")) {
+        for file in sorted(&stage) {
+            let opened = std::fs::File::open(&file).expect("a samples file");
+            let text = zstd::decode_all(opened).expect("whole frames");
+            files.insert(format!("{}/{}", name(&stage), name(&file)), text);
+        }
+    }
+    files
 }
