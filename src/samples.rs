@@ -319,7 +319,7 @@ mod tests {
         assert_eq!(trim_samples(folder.path(), point).unwrap(), 5);
         assert_eq!(steps_in(folder.path(), "first").unwrap(), [10, 20, 30]);
         assert_eq!(files::names_in(&rl).unwrap(), ["step_000010.jsonl.zst"]);
-        assert_eq!(steps_in(folder.path(), "last").unwrap(), []);
+        assert!(steps_in(folder.path(), "last").unwrap().is_empty());
     }
 
     #[test]

@@ -37,6 +37,36 @@ fn rollouts_that_run_ahead_are_counted_stale_and_every_evaluation_is_made() {
 }
 
 #[test]
+fn two_stages_of_one_kind_keep_their_own_steps() {
+    let scene = Scene::new();
+    let start = support::TINY.find("[[stage]]\nkind = \"rl\"").expect("it has rl");
+    let end = support::TINY.find("[[stage]]\nkind = \"eval\"").expect("it evaluates");
+    let (before, rl) = (&support::TINY[..start], &support::TINY[start..end]);
+    let named =
+        |name: &str| rl.replace("kind = \"rl\"", &format!("kind = \"rl\"\nname = \"{name}\""));
+    scene.write("tiny.toml", format!("{before}{}{}", named("easy"), named("hard")));
+    scene.run("run", &["--set=hard.steps=4"]);
+    let lines = metrics(&scene, "run");
+    for (stage, steps) in [("easy", 8), ("hard", 4)] {
+        let logged: Vec<u64> = lines
+            .iter()
+            .filter(|it| it["stage"] == stage && it["rollout/accuracy"].is_number())
+            .filter_map(|it| it["step"].as_u64())
+            .collect();
+        assert_eq!(logged, (1..=steps).collect::<Vec<_>>(), "{stage}");
+        let samples = scene.path("run/samples").join(stage);
+        let kept = tallow::samples::steps_in(&scene.path("run/samples"), stage).expect("samples");
+        assert_eq!(kept, [0, 1].into_iter().chain((2..=steps).step_by(2)).collect::<Vec<_>>());
+        let first = tallow::samples::read_samples(&samples.join("step_000001.jsonl.zst"));
+        assert_eq!(first.expect("rollouts").len(), 16, "{stage}");
+    }
+    let report = scene.read("run/report.md");
+    for heading in ["tiny, easy, step 8", "tiny, hard, step 4", "| tiny, easy | tiny, hard |"] {
+        assert!(report.contains(heading), "{heading} in\n{report}");
+    }
+}
+
+#[test]
 fn a_tiny_policy_learns_from_the_verdicts_alone() {
     let scene = Scene::new();
     // A fifth of the pretraining documents think before they answer; the reward must choose those.
