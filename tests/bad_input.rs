@@ -7,7 +7,7 @@ mod support;
 use std::path::Path;
 use std::process::{Command, Output};
 
-use support::{Scene, TINY, text};
+use support::{Scene, TINY, skipped, text};
 
 /// Asserts the status, that exactly `errors` errors are told and no panic, and that the message
 /// holds every one of `parts`.
@@ -367,7 +367,7 @@ fn a_read_only_file_system_is_told_as_such() {
     let scene = Scene::new();
     let path = scene.path("disk");
     let Some(_mounted) = Mounted::new(&path, "ro,size=64k") else {
-        eprintln!("SKIPPED: this process may not mount a file system");
+        skipped("this process may not mount a file system");
         return;
     };
     let output = scene.output(["run", "tiny.toml", "-q", "--out", "disk/run"]);
@@ -379,7 +379,7 @@ fn a_full_disk_ends_the_run_and_freed_space_lets_it_go_on() {
     let scene = Scene::new();
     let path = scene.path("disk");
     let Some(_mounted) = Mounted::new(&path, "size=1m") else {
-        eprintln!("SKIPPED: this process may not mount a file system");
+        skipped("this process may not mount a file system");
         return;
     };
     scene.run("whole", &[]);
