@@ -12,9 +12,11 @@ use tallow_envs::{Seed, Split};
 use tallow_policies::SamplingParams;
 use tallow_verifiers::{Outcome, StopReason};
 
+use crate::config::problem::Fault;
 use crate::console::Bar;
 use crate::error::Error;
 use crate::rollout::pool::{GroupPlan, RolloutPool};
+use crate::rollout::sampling::temperature_fault;
 use crate::rollout::task_order::TaskOrder;
 use crate::rollout::trajectory::ScoredGroup;
 use crate::tracking::Metrics;
@@ -25,7 +27,7 @@ use crate::tracking::Metrics;
 pub struct EvaluationConfig {
     /// Evaluate every so many steps, besides before the first and after the last; 0 for only those.
     pub every: u64,
-    /// Held-out tasks.
+    /// Held-out tasks; in the stage `rl` 0 leaves evaluations out.
     pub tasks: u64,
     /// Sampled replies to each.
     pub samples: usize,
@@ -40,6 +42,24 @@ pub struct EvaluationConfig {
 impl Default for EvaluationConfig {
     fn default() -> Self {
         Self { every: 0, tasks: 128, samples: 4, k: vec![1, 4], greedy: true, temperature: None }
+    }
+}
+
+impl EvaluationConfig {
+    /// What cannot be measured, under the names of the fields.
+    pub fn faults(&self) -> Vec<Fault> {
+        let mut faults = Vec::new();
+        if self.samples == 0 {
+            let problem = "an evaluation without replies";
+            faults.push(Fault::new("samples", problem).expected("1 or more"));
+        }
+        if self.k.contains(&0) {
+            let problem = "no task is solved within 0 tries";
+            faults.push(Fault::new("k", problem).expected("numbers of 1 or more"));
+        }
+        let temperature = self.temperature;
+        faults.extend(temperature.and_then(|it| temperature_fault("temperature", it)));
+        faults
     }
 }
 

@@ -18,6 +18,7 @@ use crate::learner::memory::Demand;
 use crate::model::{ModelSettings, ModelState};
 use crate::renderer::Renderer;
 use crate::rollout::pool::{PoolLimits, RolloutPool};
+use crate::rollout::sampling;
 use crate::rollout::scoring::Scoring;
 use crate::run::StageRun;
 
@@ -73,10 +74,21 @@ fn read(
     let (verifier, verifier_settings) =
         rl::read_verifier(table, environment.as_deref(), context, problems);
     let config: EvalConfig = table.take(problems)?;
-    if config.evaluation.samples == 0 || config.sampling.max_tokens == 0 {
-        let fault = Fault::new("evaluation.samples", "an evaluation without replies")
-            .expected("samples and max_tokens of 1 or more");
+    let mut faults = Vec::new();
+    for (key, value) in
+        [("evaluation.tasks", config.evaluation.tasks), ("max_turns", config.max_turns as u64)]
+    {
+        if value == 0 {
+            faults.push(Fault::new(key, format!("{key} must not be 0")).expected("1 or more"));
+        }
+    }
+    faults.extend(sampling::faults(&config.sampling).into_iter().map(|it| it.within("sampling")));
+    faults.extend(config.evaluation.faults().into_iter().map(|it| it.within("evaluation")));
+    let sound = faults.is_empty();
+    for fault in faults {
         problems.at(table, fault);
+    }
+    if !sound {
         return None;
     }
     Some(Box::new(EvalStage {

@@ -28,6 +28,7 @@ use crate::learner::{Learner, OptimizerConfig, Reuse};
 use crate::model::{ModelSettings, ModelState};
 use crate::renderer::Renderer;
 use crate::rollout::pool::{GroupPlan, PoolLimits, RolloutPool};
+use crate::rollout::sampling;
 use crate::rollout::scoring::Scoring;
 use crate::rollout::task_order::TaskOrder;
 use crate::rollout::trajectory::ScoredGroup;
@@ -297,7 +298,6 @@ fn faults(config: &RlConfig, algorithm: &dyn Algorithm) -> Vec<Fault> {
         ("group_size", config.group_size),
         ("epochs", config.epochs),
         ("minibatches", config.minibatches),
-        ("sampling.max_tokens", config.sampling.max_tokens),
         ("rollout.max_turns", config.rollout.max_turns),
         ("optimizer.micro_batch_tokens", config.optimizer.micro_batch_tokens),
     ] {
@@ -325,14 +325,18 @@ fn faults(config: &RlConfig, algorithm: &dyn Algorithm) -> Vec<Fault> {
                 .expected("a divisor of groups_per_step × group_size"),
         );
     }
-    if config.sampling.temperature <= 0.0 || !config.sampling.temperature.is_finite() {
+    let sampling_faults = sampling::faults(&config.sampling);
+    let sound_sampling = sampling_faults.is_empty();
+    faults.extend(sampling_faults.into_iter().map(|it| it.within("sampling")));
+    faults.extend(config.evaluation.faults().into_iter().map(|it| it.within("evaluation")));
+    if config.sampling.temperature == 0.0 {
         faults.push(
             Fault::new("sampling.temperature", "training needs replies that differ")
                 .found(config.sampling.temperature.to_string())
                 .expected("a number above 0, such as 1.0"),
         );
     }
-    if !config.sampling.keeps_full_support() {
+    if sound_sampling && !config.sampling.keeps_full_support() {
         faults.push(
             Fault::new("sampling", "truncated sampling biases the importance ratio of training")
                 .expected("top_k = 0, top_p = 1.0 and min_p = 0.0"),
@@ -402,6 +406,9 @@ impl RlStage {
         renderer: &Renderer,
         run: &mut StageRun<'_>,
     ) -> Result<(), Error> {
+        if self.config.evaluation.tasks == 0 {
+            return Ok(());
+        }
         let evaluation = Evaluation {
             config: &self.config.evaluation,
             split: Split::Test,
