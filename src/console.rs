@@ -259,6 +259,15 @@ pub fn shown(text: &str) -> Cow<'_, str> {
     Cow::Owned(escaped)
 }
 
+/// As [`shown`], but line ends and tabs stay.
+pub fn shown_lines(text: &str) -> String {
+    let pieces = text.split_inclusive(['\n', '\t']).map(|piece| {
+        let inside = piece.trim_end_matches(['\n', '\t']);
+        format!("{}{}", shown(inside), &piece[inside.len()..])
+    });
+    pieces.collect()
+}
+
 /// Control characters, and the invisible ones that change the direction or the join of text.
 fn acts_on_terminal(char: char) -> bool {
     char.is_control()
@@ -293,6 +302,11 @@ mod tests {
         let table = samples_table(&[row("\u{1b}[2J=7\n\u{202e}evil")]);
         assert!(!table.contains('\u{1b}') && !table.contains('\u{202e}'));
         assert!(table.contains(r"\u{1b}[2J=7⏎\u{202e}evil"), "{table}");
+    }
+
+    #[test]
+    fn lines_and_tabs_stay_where_text_is_printed_as_such() {
+        assert_eq!(shown_lines("a\n\n\tb\u{1b}[2J\r\n"), "a\n\n\tb\\u{1b}[2J\\u{d}\n");
     }
 
     #[test]

@@ -124,10 +124,40 @@ fn numbers_out_of_range_are_refused() {
     check_refused("rl.optimizer.adamw.clip_norm=0.0", &["clip_norm", "a number above 0"]);
     check_refused("rl.sampling.temperature=0.0", &["training needs replies that differ"]);
     check_refused("rl.coin_reward=1.5", &["not a probability: found 1.5"]);
+    check_refused("rl.sampling.temperature=1e-40", &["not a temperature: found", "at least"]);
+    check_refused("rl.evaluation.samples=0", &["without replies", "evaluation.samples"]);
+    check_refused("rl.evaluation.temperature=-1", &["not a temperature: found -1"]);
+    check_refused("eval.sampling.min_p=2", &["likeliest token's probability: found 2"]);
+    check_refused("eval.evaluation.tasks=0", &["evaluation.tasks must not be 0"]);
+    check_refused("eval.evaluation.k=[0]", &["no task is solved within 0 tries"]);
     check_refused(
         "model.hidden=17",
         &["do not divide the hidden width", "2 heads of a width of 17"],
     );
+}
+
+#[test]
+fn names_that_lead_out_of_the_run_folder_are_refused() {
+    for setting in ["stage[2].name=../rl", "stage[2].name=\"\"", "stage[2].name=.rl", "name=../x"] {
+        check_refused(setting, &["this name cannot be that of a folder"]);
+    }
+}
+
+#[test]
+fn flags_that_nothing_can_be_sampled_by_are_refused() {
+    let scene = Scene::new();
+    scene.write("prompts.jsonl", "");
+    for (flags, told) in [
+        (["generate", "--prompts=prompts.jsonl", "--temperature=nan"], "--temperature NaN"),
+        (["generate", "--prompts=prompts.jsonl", "--max-tokens=0"], "--max-tokens"),
+        (["chat", "--model=.", "--min-p=2"], "--min-p 2"),
+        (["eval", "--env=digit_sum", "--samples=0"], "--samples"),
+        (["eval", "--env=digit_sum", "--limit=0"], "--limit 0"),
+    ] {
+        let model = if flags[0] == "chat" { vec![] } else { vec!["--model=."] };
+        let output = scene.output(flags.into_iter().chain(model));
+        check_told(&output, 2, 1, &[told, "hint: give"]);
+    }
 }
 
 #[test]

@@ -67,6 +67,24 @@ fn two_stages_of_one_kind_keep_their_own_steps() {
 }
 
 #[test]
+fn chat_replies_to_each_line_and_outlives_one_it_cannot_read() {
+    let scene = Scene::new();
+    scene.run("run", &["--set=rl.steps=1", "--set=pretrain.steps=5"]);
+    let mut command = scene.tallow(["chat", "--model", "run/models/rl", "--max-tokens", "2"]);
+    let mut child = command.stdin(std::process::Stdio::piped()).spawn().expect("the binary starts");
+    let lines = "1+2?\nwhat?\n3?\n".to_owned() + &"4".repeat(20) + "\n";
+    let mut stdin = child.stdin.take().expect("piped");
+    std::io::Write::write_all(&mut stdin, lines.as_bytes()).expect("it reads");
+    drop(stdin);
+    let output = child.wait_with_output().expect("it ends");
+    assert!(output.status.success(), "{}", support::text(&output.stderr));
+    let told = support::text(&output.stdout);
+    assert_eq!(told.matches("model> ").count(), 2, "{told}");
+    assert!(told.contains("no token for the character \"w\""), "{told}");
+    assert!(told.contains("the model's context is full"), "{told}");
+}
+
+#[test]
 fn a_tiny_policy_learns_from_the_verdicts_alone() {
     let scene = Scene::new();
     // A fifth of the pretraining documents think before they answer; the reward must choose those.

@@ -1,6 +1,7 @@
 //! The command line. One file a group of verbs; this one parses, and is the only place that prints
 //! errors.
 
+mod chat;
 mod list;
 mod measure;
 mod model;
@@ -72,7 +73,7 @@ enum Verb {
     Generate(model::GenerateArgs),
     Score(model::ScoreArgs),
     Eval(model::EvalArgs),
-    Chat(model::ChatArgs),
+    Chat(chat::ChatArgs),
     Report(ReportArgs),
     Bench(measure::BenchArgs),
 }
@@ -118,7 +119,7 @@ fn dispatch(cli: Cli, registry: &Registry) -> Result<(), Error> {
         Verb::Generate(args) => model::generate(&args, common),
         Verb::Score(args) => model::score(&args, common),
         Verb::Eval(args) => model::eval(&args, common, registry),
-        Verb::Chat(args) => model::chat(&args, common),
+        Verb::Chat(args) => chat::chat(&args, common),
         Verb::Report(args) => {
             let written =
                 crate::report::write(&args.run).map_err(|e| Error::Data(format!("report: {e}")))?;
@@ -168,6 +169,13 @@ fn refused(mut fault: ConfigFault, otherwise: &str) -> Error {
 pub(crate) fn say(text: &str) {
     use std::io::Write;
     drop(writeln!(std::io::stdout().lock(), "{text}"));
+}
+
+/// Prints a piece of a line at once.
+pub(crate) fn say_part(text: &str) {
+    use std::io::Write;
+    let mut stdout = std::io::stdout().lock();
+    drop(stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()));
 }
 
 fn print_error(error: &Error) {

@@ -1,4 +1,4 @@
-//! Verbs that use a model folder: `generate`, `score`, `eval`, `chat`.
+//! Verbs that use a model folder: `generate`, `score`, `eval`.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -13,6 +13,7 @@ use tallow_verifiers::Message;
 
 use super::verify::options;
 use super::{Common, refused, say};
+use crate::config::problem::Fault;
 use crate::console::Console;
 use crate::documents::read_jsonl;
 use crate::error::Error;
@@ -24,6 +25,7 @@ use crate::model::{ModelState, model_folder};
 use crate::registry::Registry;
 use crate::renderer::Renderer;
 use crate::rollout::pool::{PoolLimits, RolloutPool};
+use crate::rollout::sampling;
 use crate::rollout::scoring::Scoring;
 
 /// Replies sampled at once.
@@ -33,7 +35,7 @@ const SLOTS: usize = 64;
 const SCORE_TOKENS: usize = 4096;
 
 /// Seed where none is given.
-const DEFAULT_SEED: u64 = 1;
+pub const DEFAULT_SEED: u64 = 1;
 
 /// Sample replies to a file of prompts.
 ///
@@ -65,7 +67,7 @@ pub struct GenerateArgs {
 
 /// How to draw tokens.
 #[derive(Args)]
-struct SamplingArgs {
+pub struct SamplingArgs {
     /// Longest reply.
     #[arg(long, default_value_t = 256)]
     max_tokens: usize,
@@ -90,8 +92,12 @@ struct SamplingArgs {
 }
 
 impl SamplingArgs {
-    fn params(&self) -> SamplingParams {
-        SamplingParams {
+    /// The settings as the engine takes them.
+    ///
+    /// # Errors
+    /// If nothing can be sampled by them.
+    pub fn params(&self) -> Result<SamplingParams, Error> {
+        let params = SamplingParams {
             temperature: self.temperature,
             top_k: self.top_k,
             top_p: self.top_p,
@@ -99,8 +105,19 @@ impl SamplingArgs {
             max_tokens: self.max_tokens,
             min_tokens: self.min_tokens,
             stop: self.stop.clone(),
-        }
+        };
+        refuse_flags(sampling::faults(&params))?;
+        Ok(params)
     }
+}
+
+/// Refuses the first of `faults`, whose keys are those of flags.
+fn refuse_flags(faults: Vec<Fault>) -> Result<(), Error> {
+    let Some(fault) = faults.into_iter().next() else { return Ok(()) };
+    let flag = fault.key.replace('_', "-");
+    let found = fault.found.map_or_else(String::new, |it| format!(" {it}"));
+    let hint = fault.expected.map(|it| format!("give {it}"));
+    Err(Error::Usage { problem: format!("--{flag}{found}: {}", fault.problem), hint })
 }
 
 /// Log-probability of every token of given text.
@@ -159,24 +176,21 @@ pub struct EvalArgs {
     temperature: f64,
 }
 
-/// Talk to a model in the terminal; an empty line or Ctrl-D ends.
-#[derive(Args)]
-#[command(after_help = "Example: tallow chat --model SmolLM2-135M-Instruct")]
-pub struct ChatArgs {
-    /// A Hugging Face folder.
-    #[arg(long, value_name = "DIR")]
-    model: PathBuf,
-    #[command(flatten)]
-    sampling: SamplingArgs,
+/// A model folder, ready to be used.
+pub struct Loaded {
+    /// The weights.
+    pub decoder: Decoder,
+    /// Text to ids and back.
+    pub tokenizer: Arc<Tokenizer>,
+    /// Messages to ids and back.
+    pub renderer: Arc<Renderer>,
 }
 
-struct Loaded {
-    decoder: Decoder,
-    tokenizer: Arc<Tokenizer>,
-    renderer: Arc<Renderer>,
-}
-
-fn load(path: &Path) -> Result<Loaded, Error> {
+/// Loads a model folder.
+///
+/// # Errors
+/// If there is none, or a file in it is missing or damaged.
+pub fn load(path: &Path) -> Result<Loaded, Error> {
     let state = ModelState::load(&model_folder(path)?)?;
     let tokenizer = state.tokenizer()?;
     let decoder = state.decoder.ok_or_else(|| Error::Data("the folder has no weights".into()))?;
@@ -186,10 +200,10 @@ fn load(path: &Path) -> Result<Loaded, Error> {
 
 /// `tallow generate`.
 pub fn generate(args: &GenerateArgs, common: &Common) -> Result<(), Error> {
-    let loaded = load(&args.model)?;
     let rows = read_jsonl(&args.prompts)?;
     let seed = Seed(common.seed.unwrap_or(DEFAULT_SEED));
-    let params = Arc::new(args.sampling.params());
+    let params = Arc::new(args.sampling.params()?);
+    let loaded = load(&args.model)?;
     let mut prompts = Vec::with_capacity(rows.len());
     for (line, row) in &rows {
         let ids =
@@ -365,6 +379,22 @@ pub fn eval(args: &EvalArgs, common: &Common, registry: &Registry) -> Result<(),
         None => environment.default_verifier(),
     };
     let verifier = registry.verifiers.build(name, verifier_options).map_err(refused)?;
+    let config = EvaluationConfig {
+        tasks: args.limit,
+        samples: args.samples,
+        k: args.k.clone(),
+        ..Default::default()
+    };
+    let sampling = SamplingParams {
+        max_tokens: args.max_tokens,
+        temperature: args.temperature,
+        ..Default::default()
+    };
+    if args.limit == 0 {
+        return Err(Error::usage("--limit 0: an evaluation without tasks", "give 1 or more"));
+    }
+    refuse_flags(config.faults())?;
+    refuse_flags(sampling::faults(&sampling))?;
     let loaded = load(&args.model)?;
     let limits = PoolLimits {
         threads: common.threads(),
@@ -381,17 +411,6 @@ pub fn eval(args: &EvalArgs, common: &Common, registry: &Registry) -> Result<(),
         limits,
         Arc::new(AtomicBool::new(false)),
     )?;
-    let config = EvaluationConfig {
-        tasks: args.limit,
-        samples: args.samples.max(1),
-        k: args.k.clone(),
-        ..Default::default()
-    };
-    let sampling = SamplingParams {
-        max_tokens: args.max_tokens,
-        temperature: args.temperature,
-        ..Default::default()
-    };
     let evaluation =
         Evaluation { config: &config, split, sampling: &sampling, run_seed: seed, seed };
     let console = Console::new(common.quiet || common.json);
@@ -415,58 +434,6 @@ pub fn eval(args: &EvalArgs, common: &Common, registry: &Registry) -> Result<(),
         }
     }
     Ok(())
-}
-
-/// `tallow chat`.
-pub fn chat(args: &ChatArgs, common: &Common) -> Result<(), Error> {
-    let loaded = load(&args.model)?;
-    let mut engine = Engine::new(&loaded.decoder, Arc::clone(&loaded.tokenizer), 1)?;
-    let mut editor = rustyline::DefaultEditor::new()
-        .map_err(|e| Error::Data(format!("cannot read from the terminal: {e}")))?;
-    let seed = Seed(common.seed.unwrap_or(DEFAULT_SEED));
-    let params = Arc::new(args.sampling.params());
-    let mut tokens: Vec<TokenId> = Vec::new();
-    let mut ended = true;
-    for turn in 0u64.. {
-        let line = match editor.readline("you> ") {
-            Ok(line) if !line.trim().is_empty() => line,
-            Ok(_) => break,
-            Err(
-                rustyline::error::ReadlineError::Eof | rustyline::error::ReadlineError::Interrupted,
-            ) => break,
-            Err(error) => return Err(Error::Data(format!("cannot read a line: {error}"))),
-        };
-        // History is a convenience; a line that cannot be kept is no reason to stop.
-        drop(editor.add_history_entry(line.as_str()));
-        let message = [Message::user(line)];
-        if turn == 0 {
-            tokens = loaded.renderer.prompt(&message)?;
-        } else {
-            tokens.extend(loaded.renderer.continuation(&message, ended)?);
-        }
-        if let Err(error) = check_ids(&tokens, &loaded) {
-            say(&format!("({error}: the conversation ends here)"));
-            break;
-        }
-        let reply = stream_reply(&mut engine, &loaded, &tokens, &params, seed.derive(&[turn]).0)?;
-        ended = reply.last().is_some_and(|it| loaded.tokenizer.end_ids().contains(it));
-        tokens.extend(reply);
-    }
-    Ok(())
-}
-
-/// Samples one reply and prints it whole.
-fn stream_reply(
-    engine: &mut Engine,
-    loaded: &Loaded,
-    tokens: &[TokenId],
-    params: &Arc<SamplingParams>,
-    seed: u64,
-) -> Result<Vec<TokenId>, Error> {
-    let request = Request { id: 0, prompt: tokens.into(), params: Arc::clone(params), seed };
-    let completion = engine.generate(vec![request])?.remove(0);
-    say(&format!("model> {}", loaded.renderer.reply_text(&completion.tokens)?));
-    Ok(completion.tokens)
 }
 
 fn write_lines(lines: impl Iterator<Item = Value>, out: Option<&Path>) -> Result<(), Error> {
