@@ -5,6 +5,7 @@ mod chat;
 mod list;
 mod measure;
 mod model;
+mod output;
 mod run;
 mod verify;
 

@@ -1,6 +1,5 @@
 //! Verbs that use a model folder: `generate`, `score`, `eval`.
 
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -11,6 +10,7 @@ use tallow_envs::{BuildContext, Seed, Split};
 use tallow_policies::{Decoder, Engine, Request, SamplingParams, TokenId, Tokenizer};
 use tallow_verifiers::Message;
 
+use super::output::Output;
 use super::verify::options;
 use super::{Common, refused, say};
 use crate::config::problem::Fault;
@@ -18,7 +18,6 @@ use crate::console::Console;
 use crate::documents::read_jsonl;
 use crate::error::Error;
 use crate::evaluation::{Evaluation, EvaluationConfig};
-use crate::files::AtomicFile;
 use crate::learner::Learner;
 use crate::learner::batch::{MicroBatch, Sequence};
 use crate::model::{ModelState, model_folder};
@@ -27,6 +26,7 @@ use crate::renderer::Renderer;
 use crate::rollout::pool::{PoolLimits, RolloutPool};
 use crate::rollout::sampling;
 use crate::rollout::scoring::Scoring;
+use crate::stages::rl::cannot_judge;
 
 /// Replies sampled at once.
 const SLOTS: usize = 64;
@@ -203,6 +203,7 @@ pub fn generate(args: &GenerateArgs, common: &Common) -> Result<(), Error> {
     let rows = read_jsonl(&args.prompts)?;
     let seed = Seed(common.seed.unwrap_or(DEFAULT_SEED));
     let params = Arc::new(args.sampling.params()?);
+    let output = Output::open(args.out.as_deref())?;
     let loaded = load(&args.model)?;
     let mut prompts = Vec::with_capacity(rows.len());
     for (line, row) in &rows {
@@ -240,9 +241,9 @@ pub fn generate(args: &GenerateArgs, common: &Common) -> Result<(), Error> {
         row.insert("prompt_ids".into(), json!(&*prompts[index]));
         let own = completions[index * args.n..(index + 1) * args.n].to_vec();
         row.insert("completions".into(), Value::Array(own));
-        Value::Object(row)
+        Value::Object(row).to_string()
     });
-    write_lines(lines, args.out.as_deref())
+    output.write(lines)
 }
 
 fn at_line(path: &Path, line: usize, error: &Error) -> Error {
@@ -300,6 +301,7 @@ fn check_ids(ids: &[TokenId], loaded: &Loaded) -> Result<(), Error> {
 
 /// `tallow score`.
 pub fn score(args: &ScoreArgs, common: &Common) -> Result<(), Error> {
+    let output = Output::open(args.out.as_deref())?;
     let loaded = load(&args.model)?;
     let mut sequences = Vec::new();
     let mut bytes = Vec::new();
@@ -337,7 +339,7 @@ pub fn score(args: &ScoreArgs, common: &Common) -> Result<(), Error> {
         }
     }
     drop(bar);
-    write_lines(lines.into_iter(), args.out.as_deref())
+    output.write(lines.iter().map(Value::to_string))
 }
 
 fn scored_ids(row: &Map<String, Value>, loaded: &Loaded) -> Result<Vec<TokenId>, Error> {
@@ -379,6 +381,11 @@ pub fn eval(args: &EvalArgs, common: &Common, registry: &Registry) -> Result<(),
         None => environment.default_verifier(),
     };
     let verifier = registry.verifiers.build(name, verifier_options).map_err(refused)?;
+    if let Some(fault) = cannot_judge(name, &*verifier, &*environment) {
+        let kinds = fault.found.unwrap_or_default();
+        let hint = fault.expected.map(|it| format!("it judges by references of kind {it}"));
+        return Err(Error::Usage { problem: format!("{}: {kinds}", fault.problem), hint });
+    }
     let config = EvaluationConfig {
         tasks: args.limit,
         samples: args.samples,
@@ -431,24 +438,6 @@ pub fn eval(args: &EvalArgs, common: &Common, registry: &Registry) -> Result<(),
             };
             let short = name.trim_start_matches("eval/");
             say(&format!("{short:<24}{value:>10.4}{interval}"));
-        }
-    }
-    Ok(())
-}
-
-fn write_lines(lines: impl Iterator<Item = Value>, out: Option<&Path>) -> Result<(), Error> {
-    match out {
-        None => {
-            for line in lines {
-                say(&line.to_string());
-            }
-        }
-        Some(path) => {
-            let mut file = AtomicFile::create(path)?;
-            for line in lines {
-                writeln!(file, "{line}").map_err(|e| Error::file("write", path, e))?;
-            }
-            file.commit()?;
         }
     }
     Ok(())

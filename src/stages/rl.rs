@@ -135,6 +135,13 @@ impl Default for RlConfig {
     }
 }
 
+impl RlConfig {
+    /// Replies in a batch. Absurd settings are told by the memory plan, so they must not wrap.
+    fn replies(&self) -> usize {
+        self.groups_per_step.saturating_mul(self.group_size)
+    }
+}
+
 struct RlStage {
     config: RlConfig,
     environment: Arc<dyn Environment>,
@@ -274,19 +281,28 @@ pub fn read_verifier(
         }
     };
     if let (Some(verifier), Some(environment)) = (&built, environment)
-        && !verifier.reference_kinds().contains(&environment.reference_kind())
+        && let Some(fault) = cannot_judge(&name, &**verifier, environment)
     {
-        let kinds: Vec<String> =
-            verifier.reference_kinds().iter().map(ToString::to_string).collect();
-        let fault =
-            Fault::new("verifier", format!("`{name}` cannot judge this environment's tasks"))
-                .found(format!("references of kind {}", environment.reference_kind()))
-                .expected(kinds.join(" or "));
         problems.at(table, fault);
     }
     let mut settings = options;
     settings["name"] = json!(name);
     (built, settings)
+}
+
+/// The fault of a verifier whose references are not those of the environment's tasks.
+pub fn cannot_judge(
+    name: &str,
+    verifier: &dyn Verifier,
+    environment: &dyn Environment,
+) -> Option<Fault> {
+    let (kinds, given) = (verifier.reference_kinds(), environment.reference_kind());
+    (!kinds.contains(&given)).then(|| {
+        let kinds: Vec<String> = kinds.iter().map(ToString::to_string).collect();
+        Fault::new("verifier", format!("`{name}` cannot judge this environment's tasks"))
+            .found(format!("references of kind {given}"))
+            .expected(kinds.join(" or "))
+    })
 }
 
 /// What cannot work about the settings themselves.
@@ -316,7 +332,7 @@ fn faults(config: &RlConfig, algorithm: &dyn Algorithm) -> Vec<Fault> {
                 .hint("set group_size = 8"),
         );
     }
-    let replies = config.groups_per_step * config.group_size;
+    let replies = config.replies();
     if config.minibatches > 0 && replies > 0 && !replies.is_multiple_of(config.minibatches) {
         let problem = "the replies of a step do not divide into the minibatches";
         faults.push(
@@ -350,6 +366,13 @@ fn faults(config: &RlConfig, algorithm: &dyn Algorithm) -> Vec<Fault> {
         );
     }
     faults.extend(config.optimizer.faults());
+    if !(0.0..=1.0).contains(&config.rollout.largest_broken_share) {
+        faults.push(
+            Fault::new("rollout.largest_broken_share", "not a share")
+                .found(config.rollout.largest_broken_share.to_string())
+                .expected("a number from 0 to 1"),
+        );
+    }
     if let Some(probability) = config.coin_reward
         && !(0.0..=1.0).contains(&probability)
     {
@@ -364,8 +387,8 @@ fn faults(config: &RlConfig, algorithm: &dyn Algorithm) -> Vec<Fault> {
 
 impl RlStage {
     fn episodes(&self) -> usize {
-        let step = self.config.groups_per_step * self.config.group_size;
-        step * (1 + self.config.rollout.max_staleness as usize)
+        let ahead = self.config.rollout.max_staleness as usize;
+        self.config.replies().saturating_mul(ahead.saturating_add(1))
     }
 
     fn slots(&self) -> usize {
@@ -499,7 +522,7 @@ impl RlStage {
     }
 
     fn refuse_if_broken(&self, step: u64, groups: &[ScoredGroup]) -> Result<(), Error> {
-        let played = self.config.groups_per_step * self.config.group_size;
+        let played = self.config.replies();
         let environment: Vec<&String> =
             groups.iter().flat_map(|it| &it.environment_errors).collect();
         let verifier: Vec<&String> = groups.iter().flat_map(|it| &it.verifier_errors).collect();
@@ -529,25 +552,28 @@ impl Stage for RlStage {
 
     fn derived(&self, _model: &ModelSettings) -> Vec<(String, String)> {
         let config = &self.config;
-        let replies = config.groups_per_step * config.group_size;
-        let updates = config.epochs * config.minibatches;
+        let replies = config.replies();
+        let updates = config.epochs.saturating_mul(config.minibatches);
         vec![
             ("prompts a step".into(), config.groups_per_step.to_string()),
             ("replies a prompt".into(), config.group_size.to_string()),
             ("replies a step".into(), replies.to_string()),
             (
                 "sampled tokens a step, at most".into(),
-                (replies * config.sampling.max_tokens).to_string(),
+                replies.saturating_mul(config.sampling.max_tokens).to_string(),
             ),
             ("optimizer steps a step".into(), updates.to_string()),
             ("replies an optimizer step".into(), (replies / config.minibatches).to_string()),
-            ("optimizer steps in all".into(), (config.steps * updates as u64).to_string()),
+            (
+                "optimizer steps in all".into(),
+                config.steps.saturating_mul(updates as u64).to_string(),
+            ),
         ]
     }
 
     fn demand(&self, model: &ModelSettings) -> Option<Demand> {
         let sequence = model.context;
-        let most = self.config.groups_per_step * self.config.group_size * sequence;
+        let most = self.config.replies().saturating_mul(sequence);
         Some(Demand {
             trains: true,
             reference: (self.algorithm)().requires().reference,
