@@ -126,6 +126,24 @@ pub fn build(
     (entry.build)(Value::Object(table), context)
 }
 
+/// Refuses a path that was not given.
+fn require_path(path: &str) -> Result<(), ConfigFault> {
+    if path.is_empty() {
+        return Err(ConfigFault::new("path", "there is no file to read").expected("its path"));
+    }
+    Ok(())
+}
+
+/// Refuses a held-out share that is none.
+fn require_share(held_out: f64) -> Result<(), ConfigFault> {
+    if (0.0..1.0).contains(&held_out) {
+        return Ok(());
+    }
+    Err(ConfigFault::new("held_out", "the held-out share is not a share")
+        .found(held_out)
+        .expected("0 or more and below 1, such as 0.05"))
+}
+
 /// A file by its path in the configuration: from the configuration's folder, or else from where the
 /// command was started.
 pub fn resolve(path: &str, folder: &Path) -> PathBuf {

@@ -9,7 +9,10 @@ use tallow_envs::Split;
 use tallow_verifiers::ConfigFault;
 use tallow_verifiers::config_fault::read_options;
 
-use super::{Document, Documents, SourceContext, read_jsonl, read_text, resolve, split_of};
+use super::{
+    Document, Documents, SourceContext, read_jsonl, read_text, require_path, require_share,
+    resolve, split_of,
+};
 use crate::error::Error;
 
 /// A plain text file is cut at blank lines into documents of at least this many bytes, so that some
@@ -51,11 +54,8 @@ pub fn build(
     context: &SourceContext<'_>,
 ) -> Result<Arc<dyn Documents>, ConfigFault> {
     let config: TextDocuments = read_options(options)?;
-    if !(0.0..1.0).contains(&config.held_out) {
-        return Err(ConfigFault::new("held_out", "the held-out share is not a share")
-            .found(config.held_out)
-            .expected("0 or more and below 1, such as 0.05"));
-    }
+    require_path(&config.path)?;
+    require_share(config.held_out)?;
     let load = |key: &str, path: &str| {
         load(&resolve(path, context.folder), &config.field)
             .map_err(|e| ConfigFault::new(key, e.to_string()))

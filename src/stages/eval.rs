@@ -116,7 +116,10 @@ impl Stage for EvalStage {
         let evaluation = &self.config.evaluation;
         vec![
             ("tasks".into(), evaluation.tasks.to_string()),
-            ("replies".into(), (evaluation.tasks as usize * evaluation.samples).to_string()),
+            (
+                "replies".into(),
+                evaluation.tasks.saturating_mul(evaluation.samples as u64).to_string(),
+            ),
         ]
     }
 
