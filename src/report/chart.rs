@@ -456,7 +456,9 @@ impl Frame {
             YAxis::Fitted => fitted(range(values.iter().copied())),
         };
         let bend_x = |x: f64| if chart.x == XAxis::Doublings { x.max(1.0).log2() } else { x };
-        let (first, last) = range(points().map(|&(x, _)| bend_x(x)));
+        let stages = if chart.starts.len() > 1 { chart.starts.as_slice() } else { &[] };
+        let begins = stages.iter().map(|(start, _)| *start);
+        let (first, last) = range(points().map(|&(x, _)| bend_x(x)).chain(begins));
         let last = if last > first { last } else { first + 1.0 };
         let x_ticks = match chart.x {
             XAxis::Steps => ticks(first, last, 7),
