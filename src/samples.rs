@@ -33,22 +33,22 @@ pub struct SampleRecord {
     pub prompt: String,
     /// What was said, in order.
     pub turns: Vec<SampleTurn>,
-    /// The verdict's reward; `None` if the verifier could not judge.
+    /// What the learner was told: the verdict's reward, or a coin's in a control.
     #[serde(default, with = "finite_option")]
     pub reward: Option<f64>,
-    /// `correct`, `incorrect`, `malformed`, `graded` or `unscorable`.
+    /// `correct`, `incorrect`, `malformed` or `graded`.
     pub outcome: String,
     /// The verdict's parts before they were weighted.
     #[serde(default, with = "finite_map")]
     pub parts: BTreeMap<String, f64>,
-    /// Why the last reply ended: `stop` or `length`.
+    /// Why the episode ended: `finished`, `length` or `turn_limit`.
     pub stop: String,
     /// What the verifier had to say.
     #[serde(default)]
     pub reason: String,
     /// Tokens the policy wrote in all turns.
     pub reply_tokens: u64,
-    /// The version of the policy that wrote the first token.
+    /// The newest version of the policy that wrote a token.
     pub policy_version: u64,
 }
 
@@ -61,8 +61,8 @@ pub struct SampleTask {
     pub index: u64,
 }
 
-/// One turn of a rollout. The vectors are as long as `ids` for a reply of the policy; for other
-/// roles all but `ids` may be empty.
+/// One turn of a rollout. The vectors are as long as `ids` for a reply of the policy, but for
+/// `advantages` of one that was not trained on; for other roles all are empty.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct SampleTurn {
     /// `assistant`, `user` or `tool`.
