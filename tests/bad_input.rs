@@ -130,6 +130,16 @@ fn numbers_out_of_range_are_refused() {
     check_refused("eval.sampling.min_p=2", &["likeliest token's probability: found 2"]);
     check_refused("eval.evaluation.tasks=0", &["evaluation.tasks must not be 0"]);
     check_refused("eval.evaluation.k=[0]", &["no task is solved within 0 tries"]);
+    check_refused("rl.rollout.largest_broken_share=-1", &["not a share: found -1"]);
+    check_refused("model.rope_theta=0", &["rope_theta is no positive number: found 0"]);
+    check_refused("model.intermediate=0", &["model.intermediate"]);
+    check_refused("model.init.std=-1", &["not a standard deviation: found -1"]);
+    check_refused("model.layers=100000000", &["layers is beyond any model", "at most"]);
+    check_refused("stage[0].documents={ kind = \"text\" }", &["there is no file to read"]);
+    // What does not fit into 64 bits must not look small.
+    let scene = Scene::new();
+    let output = scene.output(["check", "tiny.toml", "--set=rl.group_size=4611686018427387904"]);
+    check_told(&output, 2, 1, &["stage `rl` needs about", "hint: lower"]);
     check_refused(
         "model.hidden=17",
         &["do not divide the hidden width", "2 heads of a width of 17"],
@@ -154,10 +164,45 @@ fn flags_that_nothing_can_be_sampled_by_are_refused() {
         (["eval", "--env=digit_sum", "--samples=0"], "--samples"),
         (["eval", "--env=digit_sum", "--limit=0"], "--limit 0"),
     ] {
+        // Told before the model is looked for: there is none.
         let model = if flags[0] == "chat" { vec![] } else { vec!["--model=."] };
         let output = scene.output(flags.into_iter().chain(model));
         check_told(&output, 2, 1, &[told, "hint: give"]);
     }
+    let output = scene.output(["eval", "--model=.", "--env=digit_sum", "--verifier=countdown"]);
+    check_told(
+        &output,
+        2,
+        1,
+        &["`countdown` cannot judge this environment's tasks", "kind custom"],
+    );
+}
+
+#[test]
+fn lines_that_cannot_be_written_are_told_before_the_work_and_never_lost() {
+    let scene = Scene::new();
+    scene.write("cases.jsonl", "{\"gold\":\"4\",\"pred\":\"4\"}\n");
+    scene.write("none.jsonl", "");
+    let verify = |cases: &str, out: &str| {
+        scene.output(["verify", "numeric", "--cases", cases, "--out", out])
+    };
+    let output = verify("missing.jsonl", "nowhere/verdicts.jsonl");
+    check_told(
+        &output,
+        1,
+        1,
+        &["nowhere/verdicts.jsonl", "check that the folder `nowhere` exists"],
+    );
+    assert!(verify("cases.jsonl", "verdicts.jsonl").status.success());
+    assert_eq!(scene.read("verdicts.jsonl").lines().count(), 1);
+    assert!(verify("none.jsonl", "none_verdicts.jsonl").status.success());
+    assert_eq!(scene.read("none_verdicts.jsonl"), "");
+    let Ok(full) = std::fs::File::options().write(true).open("/dev/full") else {
+        return skipped("there is no /dev/full");
+    };
+    let mut command = scene.tallow(["verify", "numeric", "--cases", "cases.jsonl"]);
+    let output = command.stdout(full).output().expect("the binary starts");
+    check_told(&output, 1, 1, &["could not write `stdout`: no space left"]);
 }
 
 #[test]
