@@ -1,4 +1,4 @@
-//! What a person at the terminal sees: progress bars and a rolling table of sampled replies.
+//! What a person at the terminal sees: progress bars and a table of sampled replies.
 //!
 //! Everything goes to stderr, so that stdout stays for results. Bars vanish when stderr is no
 //! terminal; lines are still written there, except under `--quiet`. Text of a model is hostile
@@ -6,9 +6,7 @@
 
 use std::{
     borrow::Cow,
-    collections::VecDeque,
     io::{self, Write},
-    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -42,11 +40,6 @@ impl Console {
         Self { quiet, bars: MultiProgress::with_draw_target(target) }
     }
 
-    /// Whether lines and bars are dropped.
-    pub fn is_quiet(&self) -> bool {
-        self.quiet
-    }
-
     /// Whether bars are drawn: neither quiet nor redirected.
     pub fn draws(&self) -> bool {
         !self.bars.is_hidden()
@@ -62,16 +55,6 @@ impl Console {
         self.added(ProgressBar::new(total), &template, label)
     }
 
-    /// A bar for work of unknown size: a count, a rate and the time that has passed.
-    pub fn counter(&self, label: &str, unit: &str) -> Bar {
-        let template = format!(
-            "{{prefix:>12.bold}} {{spinner}} {{human_pos}} {} {{per_sec:.dim}} {{elapsed}} \
-             {{wide_msg}}",
-            literal(unit)
-        );
-        self.added(ProgressBar::no_length(), &template, label)
-    }
-
     /// Prints one line (or several, split at newlines) above the bars; nothing when quiet.
     pub fn line(&self, text: impl AsRef<str>) {
         if self.quiet {
@@ -83,19 +66,6 @@ impl Console {
         } else {
             let _ = writeln!(io::stderr().lock(), "{}", text.as_ref());
         }
-    }
-
-    /// Runs `print` while no bar is on the screen, for output that does not pass through here.
-    pub fn suspend<R>(&self, print: impl FnOnce() -> R) -> R {
-        self.bars.suspend(print)
-    }
-
-    /// A table under the bars that shows the latest `capacity` samples.
-    pub fn rolling_samples(&self, capacity: usize) -> RollingSamples {
-        let bar = self.bars.add(ProgressBar::new_spinner());
-        bar.set_style(style("{msg}"));
-        let rows = Arc::new(Mutex::new(VecDeque::with_capacity(capacity)));
-        RollingSamples { bar, rows, capacity }
     }
 
     fn added(&self, bar: ProgressBar, template: &str, label: &str) -> Bar {
@@ -146,39 +116,6 @@ impl Bar {
 
 impl Drop for Bar {
     fn drop(&mut self) {
-        self.bar.finish_and_clear();
-    }
-}
-
-/// The latest sampled replies, redrawn in place under the bars.
-#[derive(Clone, Debug)]
-pub struct RollingSamples {
-    bar: ProgressBar,
-    /// The rows on the screen, oldest first; held only while the table is laid out.
-    rows: Arc<Mutex<VecDeque<SampleRow>>>,
-    capacity: usize,
-}
-
-impl RollingSamples {
-    /// Shows `row` last and drops the oldest row when the table is full.
-    pub fn push(&self, row: SampleRow) {
-        let mut rows = self.rows.lock().unwrap_or_else(PoisonError::into_inner);
-        if rows.len() >= self.capacity {
-            rows.pop_front();
-        }
-        rows.push_back(row);
-        if !self.bar.is_hidden() {
-            self.bar.set_message(samples_table(rows.make_contiguous()));
-        }
-    }
-
-    /// The table as it stands, for instance to print it once at the end.
-    pub fn table(&self) -> String {
-        samples_table(self.rows.lock().unwrap_or_else(PoisonError::into_inner).make_contiguous())
-    }
-
-    /// Takes the table off the screen.
-    pub fn clear(&self) {
         self.bar.finish_and_clear();
     }
 }
@@ -259,6 +196,15 @@ pub fn shown(text: &str) -> Cow<'_, str> {
     Cow::Owned(escaped)
 }
 
+/// As [`shown`], but line ends and tabs stay.
+pub fn shown_lines(text: &str) -> String {
+    let pieces = text.split_inclusive(['\n', '\t']).map(|piece| {
+        let inside = piece.trim_end_matches(['\n', '\t']);
+        format!("{}{}", shown(inside), &piece[inside.len()..])
+    });
+    pieces.collect()
+}
+
 /// Control characters, and the invisible ones that change the direction or the join of text.
 fn acts_on_terminal(char: char) -> bool {
     char.is_control()
@@ -296,6 +242,11 @@ mod tests {
     }
 
     #[test]
+    fn lines_and_tabs_stay_where_text_is_printed_as_such() {
+        assert_eq!(shown_lines("a\n\n\tb\u{1b}[2J\r\n"), "a\n\n\tb\\u{1b}[2J\\u{d}\n");
+    }
+
+    #[test]
     fn long_replies_keep_head_and_tail_within_the_width() {
         let table = samples_table(&[row(&format!("START{}END", "x".repeat(5000)))]);
         assert!(table.contains("START") && table.contains("END"));
@@ -316,16 +267,6 @@ mod tests {
     }
 
     #[test]
-    fn the_table_rolls() {
-        let samples = Console::new(true).rolling_samples(2);
-        for reply in ["first", "second", "third"] {
-            samples.push(row(reply));
-        }
-        let table = samples.table();
-        assert!(!table.contains("first") && table.contains("second") && table.contains("third"));
-    }
-
-    #[test]
     fn bars_count_while_hidden() {
         let console = Console::new(true);
         let bar = console.bar("rl {x}", 10, "steps {of} work");
@@ -333,6 +274,5 @@ mod tests {
         bar.advance(2);
         bar.message("reward 0.5");
         assert_eq!(bar.position(), 6);
-        assert_eq!(console.counter("tokens", "tokens").position(), 0);
     }
 }

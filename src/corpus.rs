@@ -9,6 +9,7 @@ use std::sync::Arc;
 use rayon::prelude::*;
 use tallow_envs::{Seed, Split};
 use tallow_policies::TokenId;
+use tallow_verifiers::{Message, Role};
 
 use crate::documents::{Document, Documents};
 use crate::error::Error;
@@ -80,11 +81,6 @@ impl Corpus {
         Ok(Self { documents, renderer, loss_on, context, order, encoded })
     }
 
-    /// Sequences of one pass over the source.
-    pub fn sequences_in_epoch(&self) -> u64 {
-        self.encoded.as_ref().map_or_else(|| self.documents.len(Split::Train), |it| it.len() as u64)
-    }
-
     /// The `count` sequences from `position` on.
     ///
     /// # Errors
@@ -153,14 +149,40 @@ fn encode(
                 LossOn::Replies => rendered.is_reply,
                 LossOn::All => vec![true; rendered.tokens.len()],
             };
-            let bytes = messages
-                .iter()
-                .filter(|it| loss_on == LossOn::All || it.role == tallow_verifiers::Role::Assistant)
-                .map(|it| it.content.len())
-                .sum();
+            let bytes = if rendered.tokens.len() > context {
+                let kept = rendered.tokens.iter().zip(&is_scored).take(context);
+                let scored: Vec<TokenId> = kept.filter(|it| *it.1).map(|it| *it.0).collect();
+                renderer.tokenizer().decode(&scored)?.len()
+            } else {
+                let is_scored =
+                    |it: &&Message| loss_on == LossOn::All || it.role == Role::Assistant;
+                messages.iter().filter(is_scored).map(|it| it.content.len()).sum()
+            };
             let mut sequence = Sequence::new(rendered.tokens, &is_scored);
             sequence.truncate(context);
             Ok((vec![sequence], bytes))
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tallow_policies::Tokenizer;
+
+    use super::*;
+
+    #[test]
+    fn bytes_are_those_of_the_tokens_that_are_scored() {
+        let tokenizer = Tokenizer::of_characters(["12+=é?"], None).expect("made");
+        let renderer = Renderer::new(Arc::new(tokenizer)).expect("plain");
+        let messages = vec![Message::user("1+1?"), Message::assistant("=é1")];
+        let document = Document::Conversation(messages);
+        let bytes = |loss_on, context| {
+            let (pieces, bytes) = encode(&document, &renderer, loss_on, context).expect("encoded");
+            (pieces[0].tokens().len(), bytes)
+        };
+        assert_eq!(bytes(LossOn::Replies, 8), (8, 4));
+        assert_eq!(bytes(LossOn::Replies, 6), (6, 3));
+        assert_eq!(bytes(LossOn::All, 5), (5, 5));
     }
 }

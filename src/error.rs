@@ -98,15 +98,14 @@ impl Error {
         match self {
             Self::Usage { hint, .. } => hint.clone(),
             Self::Store(error) => error.hint(),
-            Self::Policy(PolicyError::File { path, source, .. })
-                if source.raw_os_error().is_some() =>
-            {
-                let code = source.raw_os_error()?;
-                let source = std::io::Error::from_raw_os_error(code);
-                StoreError::new("write", path, source).hint()
+            Self::Policy(PolicyError::File { action, path, source }) => {
+                let source = std::io::Error::from_raw_os_error(source.raw_os_error()?);
+                StoreError::new(action, path, source).hint()
             }
             Self::File { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
-                Some("check the path; it is taken from the configuration's folder, then from here".into())
+                let told = "check the path; one in a configuration is taken from that file's folder, then \
+                            from here";
+                Some(told.into())
             }
             Self::Diverged(_) => Some(
                 "lower optimizer.learning_rate or set optimizer.adamw.clip_norm, and begin anew in \

@@ -12,8 +12,11 @@ use tallow_envs::{Seed, Split};
 use tallow_policies::SamplingParams;
 use tallow_verifiers::{Outcome, StopReason};
 
+use crate::config::problem::Fault;
+use crate::console::Bar;
 use crate::error::Error;
 use crate::rollout::pool::{GroupPlan, RolloutPool};
+use crate::rollout::sampling::temperature_fault;
 use crate::rollout::task_order::TaskOrder;
 use crate::rollout::trajectory::ScoredGroup;
 use crate::tracking::Metrics;
@@ -24,7 +27,7 @@ use crate::tracking::Metrics;
 pub struct EvaluationConfig {
     /// Evaluate every so many steps, besides before the first and after the last; 0 for only those.
     pub every: u64,
-    /// Held-out tasks.
+    /// Held-out tasks; in the stage `rl` 0 leaves evaluations out.
     pub tasks: u64,
     /// Sampled replies to each.
     pub samples: usize,
@@ -42,61 +45,89 @@ impl Default for EvaluationConfig {
     }
 }
 
+impl EvaluationConfig {
+    /// What cannot be measured, under the names of the fields.
+    pub fn faults(&self) -> Vec<Fault> {
+        let mut faults = Vec::new();
+        if self.samples == 0 {
+            let problem = "an evaluation without replies";
+            faults.push(Fault::new("samples", problem).expected("1 or more"));
+        }
+        if self.k.contains(&0) {
+            let problem = "no task is solved within 0 tries";
+            faults.push(Fault::new("k", problem).expected("numbers of 1 or more"));
+        }
+        let temperature = self.temperature;
+        faults.extend(temperature.and_then(|it| temperature_fault("temperature", it)));
+        faults
+    }
+}
+
 /// Tags of the seed streams of an evaluation.
 const TASK_STREAM: u64 = 0x6576_616c;
 const GREEDY_STREAM: u64 = 0x6772_6565;
 
-/// The groups of an evaluation: the same tasks every time, other draws for another `seed`.
-pub fn plans(
-    config: &EvaluationConfig,
-    split: Split,
-    tasks: u64,
-    params: &SamplingParams,
-    run_seed: Seed,
-    seed: Seed,
-) -> (Vec<GroupPlan>, Vec<GroupPlan>) {
-    let mut order = TaskOrder::new(run_seed.derive(&[TASK_STREAM]), tasks);
-    let count = config.tasks.min(tasks);
-    let mut sampled = params.clone();
-    sampled.temperature = config.temperature.unwrap_or(params.temperature);
-    let sampled = Arc::new(sampled);
-    let greedy = Arc::new(SamplingParams { temperature: 0.0, ..params.clone() });
-    let indices: Vec<u64> = (0..count).map(|it| order.index(it)).collect();
-    let plan = |index: &u64, size: usize, params: &Arc<SamplingParams>, stream: u64| GroupPlan {
-        split,
-        index: *index,
-        size,
-        params: Arc::clone(params),
-        seed: seed.derive(&[stream, *index]),
-    };
-    let samples =
-        indices.iter().map(|it| plan(it, config.samples, &sampled, TASK_STREAM)).collect();
-    let greedily = if config.greedy {
-        indices.iter().map(|it| plan(it, 1, &greedy, GREEDY_STREAM)).collect()
-    } else {
-        Vec::new()
-    };
-    (samples, greedily)
+/// One evaluation: the same tasks for the same `run_seed`, other draws for another `seed`.
+pub struct Evaluation<'a> {
+    /// What to measure.
+    pub config: &'a EvaluationConfig,
+    /// Which half of the environment.
+    pub split: Split,
+    /// How replies are sampled.
+    pub sampling: &'a SamplingParams,
+    /// Chooses the tasks.
+    pub run_seed: Seed,
+    /// Seeds the replies.
+    pub seed: Seed,
 }
 
-/// Plays an evaluation; returns its metrics and the sampled groups.
-///
-/// # Errors
-/// As [`RolloutPool::play`], or if there is no rollout to judge by.
-pub fn evaluate(
-    pool: &mut RolloutPool,
-    config: &EvaluationConfig,
-    plans: &(Vec<GroupPlan>, Vec<GroupPlan>),
-    mut done: impl FnMut(usize),
-) -> Result<(Metrics, Vec<ScoredGroup>), Error> {
-    let groups = pool.play(&plans.0, &mut done)?;
-    refuse_if_all_broke(&groups)?;
-    let mut metrics = summary(&groups, &config.k);
-    if !plans.1.is_empty() {
-        let greedy = pool.play(&plans.1, |it| done(plans.0.len() + it))?;
-        metrics.set("eval/greedy_accuracy", share_right(&greedy));
+impl Evaluation<'_> {
+    /// Plays it; returns its metrics and the sampled groups. `bar` makes a bar for so many tasks.
+    ///
+    /// # Errors
+    /// As [`RolloutPool::play`], or if there is no rollout to judge by.
+    pub fn run(
+        &self,
+        pool: &mut RolloutPool,
+        bar: impl FnOnce(u64) -> Bar,
+    ) -> Result<(Metrics, Vec<ScoredGroup>), Error> {
+        let (sampled, greedy) = self.plans(pool.environment().len(self.split));
+        let bar = bar((sampled.len() + greedy.len()) as u64);
+        let groups = pool.play(&sampled, |done| bar.set(done as u64))?;
+        refuse_if_all_broke(&groups)?;
+        let mut metrics = summary(&groups, &self.config.k);
+        if !greedy.is_empty() {
+            let greedy = pool.play(&greedy, |done| bar.set((sampled.len() + done) as u64))?;
+            metrics.set("eval/greedy_accuracy", share_right(&greedy));
+        }
+        Ok((metrics, groups))
     }
-    Ok((metrics, groups))
+
+    /// The sampled and the greedy groups, in an environment of `tasks` tasks.
+    fn plans(&self, tasks: u64) -> (Vec<GroupPlan>, Vec<GroupPlan>) {
+        let mut order = TaskOrder::new(self.run_seed.derive(&[TASK_STREAM]), tasks);
+        let count = self.config.tasks.min(tasks);
+        let temperature = self.config.temperature.unwrap_or(self.sampling.temperature);
+        let at = |temperature| Arc::new(SamplingParams { temperature, ..self.sampling.clone() });
+        let (sampled, greedy) = (at(temperature), at(0.0));
+        let indices: Vec<u64> = (0..count).map(|it| order.index(it)).collect();
+        let plan =
+            |index: &u64, size: usize, params: &Arc<SamplingParams>, stream: u64| GroupPlan {
+                split: self.split,
+                index: *index,
+                size,
+                params: Arc::clone(params),
+                seed: self.seed.derive(&[stream, *index]),
+            };
+        let size = self.config.samples;
+        let samples = indices.iter().map(|it| plan(it, size, &sampled, TASK_STREAM)).collect();
+        let greedily = if self.config.greedy {
+            indices.iter().map(|it| plan(it, 1, &greedy, GREEDY_STREAM)).collect()
+        } else {
+            Vec::new()
+        };
+        (samples, greedily)
+    }
 }
 
 /// An accuracy of nothing would read as a bad policy.

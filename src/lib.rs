@@ -1,12 +1,12 @@
 //! Tallow: reinforcement learning of language models on verifiable tasks.
 //!
 //! A *task* has a prompt and a reference. A *policy* writes replies. A *verifier* judges them. An
-//! *algorithm* turns judgements into per-token credit; the *learner* changes the policy. *Stages*
+//! *algorithm* turns judgements into credit; the *learner* changes the policy. *Stages*
 //! give the policy something to start from.
 //!
 //! Where to start reading: [`stages::rl`] (the loop), [`rollout::episode`] (one episode),
-//! [`algorithms::grpo`] (one algorithm), then `tallow_envs::countdown` and
-//! `tallow_verifiers::numeric`.
+//! [`algorithms::grpo`] (one algorithm), then `tallow_envs::digit_sum` and
+//! `tallow_verifiers::exact`.
 
 #![forbid(unsafe_code)]
 

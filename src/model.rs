@@ -14,6 +14,11 @@ use crate::error::Error;
 /// Tag of the seed stream that draws fresh weights.
 const WEIGHT_STREAM: u64 = 0x7765_6967;
 
+/// Bounds of what is taken for a size: beyond them products of sizes would not fit into 64 bits,
+/// and the plan itself not into memory.
+const MOST_LAYERS: usize = 1 << 12;
+const LARGEST_SIZE: usize = 1 << 24;
+
 /// The `[model]` table.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
@@ -112,6 +117,47 @@ impl ModelSettings {
         {
             if value == 0 {
                 faults.push(Fault::new(key, format!("a model needs some {key}")).found("0"));
+            }
+        }
+        let sizes = [
+            ("layers", Some(self.layers), MOST_LAYERS),
+            ("hidden", Some(self.hidden), LARGEST_SIZE),
+            ("heads", Some(self.heads), LARGEST_SIZE),
+            ("kv_heads", self.kv_heads, LARGEST_SIZE),
+            ("intermediate", self.intermediate, LARGEST_SIZE),
+            ("context", Some(self.context), LARGEST_SIZE),
+        ];
+        for (key, value, most) in sizes {
+            if value.is_some_and(|it| it > most) {
+                faults.push(
+                    Fault::new(key, format!("{key} is beyond any model"))
+                        .found(value.unwrap_or_default().to_string())
+                        .expected(format!("at most {most}")),
+                );
+            }
+        }
+        if self.intermediate == Some(0) {
+            faults.push(Fault::new("intermediate", "a model needs some width there").found("0"));
+        }
+        for (key, value) in [("rope_theta", self.rope_theta), ("norm_eps", self.norm_eps)] {
+            if !(value > 0.0 && value.is_finite()) {
+                faults.push(
+                    Fault::new(key, format!("{key} is no positive number"))
+                        .found(value.to_string()),
+                );
+            }
+        }
+        for (key, value) in [
+            ("init.std", self.init.std),
+            ("init.residual_std", self.init.residual_std),
+            ("init.query_key_bias_std", self.init.query_key_bias_std),
+        ] {
+            if let Some(value) = value.filter(|it| !(*it >= 0.0 && it.is_finite())) {
+                faults.push(
+                    Fault::new(key, "not a standard deviation")
+                        .found(value.to_string())
+                        .expected("0 or more"),
+                );
             }
         }
         if self.context < 2 {

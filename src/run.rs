@@ -27,8 +27,8 @@ use crate::run_folder::{
     Ending, RunFolder, RunFolderError, RunRecord, RunState, StageRecord, Status,
 };
 use crate::samples::{self, SampleRecord, SampleTask, SampleTurn};
-use crate::tensorboard::EventWriter;
-use crate::tracking::{MetricSink, Metrics, ResumePoint, Tracker};
+use crate::tensorboard::{EventWriter, unix_seconds};
+use crate::tracking::{MetricLine, MetricSink, Metrics, ResumePoint, Tracker};
 
 /// Checkpoints kept of each stage: one may be damaged, and then the one before serves.
 const KEPT_CHECKPOINTS: usize = 2;
@@ -272,7 +272,8 @@ impl Sitting<'_> {
         } else {
             fresh_start(folder, point)?
         };
-        tracker.add_sink(Box::new(TensorBoard::open(&folder.tensorboard())?));
+        let kept = crate::tracking::read_metrics(&folder.metrics())?;
+        tracker.add_sink(Box::new(TensorBoard::begin(&folder.tensorboard(), &kept)?));
         let mut state = if own > 0 {
             ModelState::load(&folder.model(&names[first - 1]))?
         } else if let Some((_, model)) = &shared {
@@ -482,7 +483,7 @@ impl StageRun<'_> {
                 records.push(self.sample(step, group, member, advantage, renderer));
             }
         }
-        samples::write_samples(&self.folder.samples(), step, &records)?;
+        samples::write_samples(&self.folder.samples(), self.name, step, &records)?;
         let shown: Vec<SampleRow> = records
             .iter()
             .step_by((records.len() / SHOWN_SAMPLES).max(1))
@@ -600,21 +601,71 @@ struct TensorBoard {
 }
 
 impl TensorBoard {
-    fn open(folder: &Path) -> Result<Self, StoreError> {
+    /// Begins the folder anew with the lines of metrics that a resumed run keeps: event files
+    /// cannot be cut back to a checkpoint.
+    fn begin(folder: &Path, kept: &[MetricLine]) -> Result<Self, StoreError> {
+        if folder.is_dir() {
+            crate::files::remove_folder(folder)?;
+        }
         let writer =
             EventWriter::create(folder).map_err(|e| StoreError::new("write", folder, e))?;
-        Ok(Self { writer, path: folder.to_path_buf() })
+        let mut board = Self { writer, path: folder.to_path_buf() };
+        let began = unix_seconds() - kept.last().map_or(0.0, |it| it.time_s);
+        for line in kept {
+            board.write(began + line.time_s, line.step, &line.stage, &line.metrics)?;
+        }
+        board.writer.flush().map_err(|e| StoreError::new("write", folder, e))?;
+        Ok(board)
+    }
+
+    fn write(
+        &mut self,
+        wall_time: f64,
+        step: u64,
+        stage: &str,
+        metrics: &Metrics,
+    ) -> Result<(), StoreError> {
+        let names: Vec<(String, f64)> =
+            metrics.iter().map(|(name, value)| (format!("{stage}/{name}"), value)).collect();
+        let values: Vec<(&str, f64)> = names.iter().map(|it| (it.0.as_str(), it.1)).collect();
+        self.writer
+            .scalars(wall_time, step, &values)
+            .map_err(|e| StoreError::new("write", &self.path, e))
     }
 }
 
 impl MetricSink for TensorBoard {
     fn scalars(&mut self, step: u64, stage: &str, metrics: &Metrics) -> Result<(), StoreError> {
-        let names: Vec<(String, f64)> =
-            metrics.iter().map(|(name, value)| (format!("{stage}/{name}"), value)).collect();
-        let values: Vec<(&str, f64)> = names.iter().map(|it| (it.0.as_str(), it.1)).collect();
-        self.writer
-            .scalars(step, &values)
-            .and_then(|()| self.writer.flush())
-            .map_err(|e| StoreError::new("write", &self.path, e))
+        self.write(unix_seconds(), step, stage, metrics)?;
+        self.writer.flush().map_err(|e| StoreError::new("write", &self.path, e))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_resumed_run_begins_its_event_files_anew_with_what_it_keeps() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("tensorboard");
+        let line = |step: u64| MetricLine {
+            step,
+            stage: "rl".to_owned(),
+            time_s: step as f64,
+            metrics: Metrics::from_iter([("rollout/accuracy", 0.5)]),
+        };
+        let bytes = || -> u64 {
+            let names = crate::files::names_in(&path).unwrap();
+            assert_eq!(names.len(), 1);
+            std::fs::metadata(path.join(&names[0])).unwrap().len()
+        };
+        let lines: Vec<_> = (1..=9).map(line).collect();
+        drop(TensorBoard::begin(&path, &lines).unwrap());
+        let whole = bytes();
+        let mut board = TensorBoard::begin(&path, &lines[..8]).unwrap();
+        board.scalars(9, "rl", &lines[8].metrics).unwrap();
+        drop(board);
+        assert_eq!(bytes(), whole);
     }
 }

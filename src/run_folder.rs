@@ -51,7 +51,7 @@ impl Status {
 pub struct StageRecord {
     /// The name under which its checkpoints, metrics and model are kept.
     pub name: String,
-    /// `pretrain`, `sft`, `reward_model`, `rl` or another registered kind.
+    /// `pretrain`, `sft`, `rl` or another registered kind.
     pub kind: String,
     /// `None` until it begins.
     pub status: Option<Status>,
@@ -74,7 +74,7 @@ pub struct RunRecord {
     /// What a variant is there to show.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub note: Option<String>,
-    /// Versions of whatever the result depends on: `tallow`, `candle`, the commit.
+    /// Versions of what the result depends on; at least `tallow`.
     pub versions: BTreeMap<String, String>,
     /// The command line, the program first.
     pub command: Vec<String>,

@@ -1,9 +1,9 @@
-//! What the policy wrote, for people to read: `samples/step_NNNNNN.jsonl.zst`.
+//! What the policy wrote, for people to read: `samples/STAGE/step_NNNNNN.jsonl.zst`.
 //!
 //! One line for each rollout, with every token, its log-probability and its advantage, the
-//! verdict and its parts. The file of a step is replaced as a whole. Stages count their steps
-//! from the same number, so writing those of one stage keeps those that another stage, or
-//! another split of the tasks, has in the same file.
+//! verdict and its parts. Each stage has its folder, since all count their steps from the same
+//! number. The file of a step is replaced as a whole; writing the rollouts of one split of the
+//! tasks keeps those that the file has of the other.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -33,22 +33,22 @@ pub struct SampleRecord {
     pub prompt: String,
     /// What was said, in order.
     pub turns: Vec<SampleTurn>,
-    /// The verdict's reward; `None` if the verifier could not judge.
+    /// What the learner was told: the verdict's reward, or a coin's in a control.
     #[serde(default, with = "finite_option")]
     pub reward: Option<f64>,
-    /// `correct`, `incorrect`, `malformed`, `graded` or `unscorable`.
+    /// `correct`, `incorrect`, `malformed` or `graded`.
     pub outcome: String,
     /// The verdict's parts before they were weighted.
     #[serde(default, with = "finite_map")]
     pub parts: BTreeMap<String, f64>,
-    /// Why the last reply ended: `stop` or `length`.
+    /// Why the episode ended: `finished`, `length` or `turn_limit`.
     pub stop: String,
     /// What the verifier had to say.
     #[serde(default)]
     pub reason: String,
     /// Tokens the policy wrote in all turns.
     pub reply_tokens: u64,
-    /// The version of the policy that wrote the first token.
+    /// The newest version of the policy that wrote a token.
     pub policy_version: u64,
 }
 
@@ -61,8 +61,8 @@ pub struct SampleTask {
     pub index: u64,
 }
 
-/// One turn of a rollout. The vectors are as long as `ids` for a reply of the policy; for other
-/// roles all but `ids` may be empty.
+/// One turn of a rollout. The vectors are as long as `ids` for a reply of the policy, but for
+/// `advantages` of one that was not trained on; for other roles all are empty.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct SampleTurn {
     /// `assistant`, `user` or `tool`.
@@ -83,22 +83,25 @@ pub struct SampleTurn {
     pub advantages: Vec<f32>,
 }
 
-/// The file in the folder `samples` for `step`.
-pub fn path_of(folder: &Path, step: u64) -> PathBuf {
-    folder.join(format!("step_{step:06}.jsonl.zst"))
+/// The file in the folder `samples` for `step` of `stage`.
+pub fn path_of(folder: &Path, stage: &str, step: u64) -> PathBuf {
+    folder.join(stage).join(format!("step_{step:06}.jsonl.zst"))
 }
 
-/// Writes the rollouts of one step into `folder`, which is created if need be. Records of the
-/// same stage and split that the file already has are replaced.
+/// Writes the rollouts of one step of `stage` into the folder `samples`, which is created if need
+/// be. Records of the same split that the file already has are replaced.
 ///
 /// # Errors
 /// If the file cannot be written, or an older one cannot be read.
-pub fn write_samples(folder: &Path, step: u64, records: &[SampleRecord]) -> Result<(), StoreError> {
-    files::create_folder(folder)?;
-    let path = path_of(folder, step);
-    let replaced = |old: &SampleRecord| {
-        records.iter().any(|new| new.stage == old.stage && new.task.split == old.task.split)
-    };
+pub fn write_samples(
+    folder: &Path,
+    stage: &str,
+    step: u64,
+    records: &[SampleRecord],
+) -> Result<(), StoreError> {
+    files::create_folder(&folder.join(stage))?;
+    let path = path_of(folder, stage, step);
+    let replaced = |old: &SampleRecord| records.iter().any(|new| new.task.split == old.task.split);
     let mut all = if path.exists() { read_samples(&path)? } else { Vec::new() };
     all.retain(|old| !replaced(old));
     all.extend_from_slice(records);
@@ -123,36 +126,34 @@ pub fn read_samples(path: &Path) -> Result<Vec<SampleRecord>, StoreError> {
     Ok(records)
 }
 
-/// The steps that `folder` has files for, ascending; none if there is no such folder.
+/// The steps of `stage` that the folder `samples` has files for, ascending; none if there is no
+/// such folder.
 ///
 /// # Errors
 /// If the folder cannot be read.
-pub fn steps_in(folder: &Path) -> Result<Vec<u64>, StoreError> {
+pub fn steps_in(folder: &Path, stage: &str) -> Result<Vec<u64>, StoreError> {
     let step = |name: String| name.strip_prefix("step_")?.strip_suffix(".jsonl.zst")?.parse().ok();
-    let mut steps: Vec<u64> = files::names_in(folder)?.into_iter().filter_map(step).collect();
+    let names = files::names_in(&folder.join(stage))?;
+    let mut steps: Vec<u64> = names.into_iter().filter_map(step).collect();
     steps.sort_unstable();
     Ok(steps)
 }
 
-/// Removes the rollouts that lie ahead of the checkpoint a run goes on from, and what an
-/// interrupted write left; returns how many rollouts went.
+/// Removes the files of steps that lie ahead of the checkpoint a run goes on from, and what an
+/// interrupted write left; returns how many files went.
 ///
 /// # Errors
-/// If a file cannot be read or written.
+/// If a folder cannot be read, or a file not be removed.
 pub fn trim_samples(folder: &Path, point: ResumePoint<'_>) -> Result<usize, StoreError> {
-    files::recover(folder)?;
     let mut dropped = 0;
-    for step in steps_in(folder)? {
-        let path = path_of(folder, step);
-        let records = read_samples(&path)?;
-        let before = records.len();
-        let kept: Vec<SampleRecord> =
-            records.into_iter().filter(|record| point.keeps(&record.stage, record.step)).collect();
-        dropped += before - kept.len();
-        if kept.is_empty() {
-            fs::remove_file(&path).on_path("remove", &path)?;
-        } else if kept.len() < before {
-            write_all(&path, &kept)?;
+    for stage in point.stages {
+        files::recover(&folder.join(stage))?;
+        for step in steps_in(folder, stage)? {
+            if !point.keeps(stage, step) {
+                let path = path_of(folder, stage, step);
+                fs::remove_file(&path).on_path("remove", &path)?;
+                dropped += 1;
+            }
         }
     }
     Ok(dropped)
@@ -253,10 +254,10 @@ mod tests {
     fn what_is_written_is_read_back_exactly() {
         let folder = tempfile::tempdir().unwrap();
         let records: Vec<_> = (0..5).map(|member| record("rl", "train", 40, member)).collect();
-        write_samples(folder.path(), 40, &records).unwrap();
-        let path = folder.path().join("step_000040.jsonl.zst");
+        write_samples(folder.path(), "rl", 40, &records).unwrap();
+        let path = folder.path().join("rl/step_000040.jsonl.zst");
         assert_eq!(read_samples(&path).unwrap(), records);
-        assert_eq!(steps_in(folder.path()).unwrap(), [40]);
+        assert_eq!(steps_in(folder.path(), "rl").unwrap(), [40]);
     }
 
     #[test]
@@ -279,8 +280,8 @@ mod tests {
         odd.turns[0].logprobs[0] = f32::NEG_INFINITY;
         odd.parts.insert("format".to_owned(), f64::NAN);
         odd.reward = Some(f64::NAN);
-        write_samples(folder.path(), 1, &[odd]).unwrap();
-        let read = &read_samples(&path_of(folder.path(), 1)).unwrap()[0];
+        write_samples(folder.path(), "rl", 1, &[odd]).unwrap();
+        let read = &read_samples(&path_of(folder.path(), "rl", 1)).unwrap()[0];
         assert!(read.turns[0].logprobs[0].is_nan() && read.parts["format"].is_nan());
         assert_eq!(read.reward, None);
     }
@@ -291,34 +292,40 @@ mod tests {
         for (stage, split, member) in
             [("rl", "train", 0), ("late", "train", 0), ("rl", "test", 0), ("rl", "train", 1)]
         {
-            write_samples(folder.path(), 5, &[record(stage, split, 5, member)]).unwrap();
+            write_samples(folder.path(), stage, 5, &[record(stage, split, 5, member)]).unwrap();
         }
-        let read = read_samples(&path_of(folder.path(), 5)).unwrap();
-        let found: Vec<_> =
-            read.iter().map(|it| (it.stage.as_str(), it.task.split.as_str(), it.member)).collect();
-        assert_eq!(found, [("late", "train", 0), ("rl", "test", 0), ("rl", "train", 1)]);
+        let found = |stage: &str| -> Vec<(String, u64)> {
+            let read = read_samples(&path_of(folder.path(), stage, 5)).unwrap();
+            assert!(read.iter().all(|it| it.stage == stage));
+            read.into_iter().map(|it| (it.task.split, it.member)).collect()
+        };
+        assert_eq!(found("rl"), [("test".to_owned(), 0), ("train".to_owned(), 1)]);
+        assert_eq!(found("late"), [("train".to_owned(), 0)]);
     }
 
     #[test]
     fn resume_removes_what_lies_ahead() {
         let folder = tempfile::tempdir().unwrap();
-        for step in [10, 20, 30] {
-            write_samples(folder.path(), step, &[record("rl", "train", step, 0)]).unwrap();
+        for stage in ["first", "rl", "last"] {
+            for step in [10, 20, 30] {
+                let records = [record(stage, "train", step, 0)];
+                write_samples(folder.path(), stage, step, &records).unwrap();
+            }
         }
-        write_samples(folder.path(), 30, &[record("first", "train", 30, 0)]).unwrap();
-        fs::write(folder.path().join(".step_000040.jsonl.zst.1-0.partial"), "half").unwrap();
-        let stages = ["first".to_owned(), "rl".to_owned()];
+        let rl = folder.path().join("rl");
+        fs::write(rl.join(".step_000040.jsonl.zst.1-0.partial"), "half").unwrap();
+        let stages = ["first".to_owned(), "rl".to_owned(), "last".to_owned()];
         let point = ResumePoint { stages: &stages, stage: "rl", step: 10 };
-        assert_eq!(trim_samples(folder.path(), point).unwrap(), 2);
-        assert_eq!(steps_in(folder.path()).unwrap(), [10, 30]);
-        assert_eq!(read_samples(&path_of(folder.path(), 30)).unwrap()[0].stage, "first");
-        assert_eq!(files::names_in(folder.path()).unwrap().len(), 2);
+        assert_eq!(trim_samples(folder.path(), point).unwrap(), 5);
+        assert_eq!(steps_in(folder.path(), "first").unwrap(), [10, 20, 30]);
+        assert_eq!(files::names_in(&rl).unwrap(), ["step_000010.jsonl.zst"]);
+        assert!(steps_in(folder.path(), "last").unwrap().is_empty());
     }
 
     #[test]
     fn a_bad_line_is_named() {
         let folder = tempfile::tempdir().unwrap();
-        let path = path_of(folder.path(), 1);
+        let path = folder.path().join("step_000001.jsonl.zst");
         fs::write(&path, zstd::encode_all(&b"{\"stage\": 3}\n"[..], 3).unwrap()).unwrap();
         let error = read_samples(&path).unwrap_err().to_string();
         assert!(error.contains("line 1: invalid type: integer `3`"), "{error}");

@@ -1,12 +1,12 @@
-//! Event files that TensorBoard reads: scalars and text, written as TFRecords.
+//! Event files that TensorBoard reads: scalars, written as TFRecords.
 //!
 //! Format:  u64 length | u32 masked crc of length | bytes | u32 masked crc of bytes   (little endian)
 //!          mask(crc) = rotate_right(crc, 15) + 0xa282ead8, crc is CRC-32C
 //! Payload: `tensorflow.Event`, of which only the fields written here are declared below
-//!          (tensorflow/core/util/event.proto, framework/summary.proto, framework/tensor.proto).
+//!          (tensorflow/core/util/event.proto, framework/summary.proto).
 //!
-//! Several files in one folder are one run to TensorBoard, so a resumed run writes a new file
-//! beside the old one and says from which step on the old one is void.
+//! Several files in one folder are one run to TensorBoard. Its marker for a restart voids what any
+//! file holds of later steps, whichever stage they are of, so a resumed run begins the folder anew.
 
 use std::{
     fs::{self, File},
@@ -20,12 +20,6 @@ use prost::Message;
 
 /// Added to the rotated checksum, so that a checksum of data holding checksums stays strong.
 const CRC_MASK_DELTA: u32 = 0xa282_ead8;
-
-/// `tensorflow.DataType.DT_STRING`, which the text plugin wants.
-const DT_STRING: i32 = 7;
-
-/// `tensorflow.SessionLog.SessionStatus.START`.
-const SESSION_START: i32 = 1;
 
 /// Keeps two writers of one process that start in the same second apart.
 static FILES_CREATED: AtomicU64 = AtomicU64::new(0);
@@ -54,20 +48,7 @@ impl EventWriter {
         let path = dir.join(format!("events.out.tfevents.{seconds:010}.tallow.{process}.{nth}"));
         let file = File::options().write(true).create_new(true).open(&path)?;
         let mut writer = Self { file: BufWriter::new(file), path };
-        writer.append(0, What::FileVersion("brain.Event:2".to_owned()))?;
-        writer.flush()?;
-        Ok(writer)
-    }
-
-    /// Starts a new event file for a run that goes on after `step`: TensorBoard drops what earlier
-    /// files hold of later steps, which the resumed run is about to write again.
-    ///
-    /// # Errors
-    /// If the folder or the file cannot be written.
-    pub fn resume(dir: impl AsRef<Path>, step: u64) -> io::Result<Self> {
-        let mut writer = Self::create(dir)?;
-        // TensorBoard drops events at or after the step of the marker.
-        writer.append(step + 1, What::SessionLog(SessionLog { status: SESSION_START }))?;
+        writer.append(unix_seconds(), 0, What::FileVersion("brain.Event:2".to_owned()))?;
         writer.flush()?;
         Ok(writer)
     }
@@ -77,11 +58,12 @@ impl EventWriter {
         &self.path
     }
 
-    /// Records named numbers of one step. Values are stored as f32, as TensorBoard does.
+    /// Records named numbers of one step, measured at `wall_time` (seconds since 1970). Values are
+    /// stored as f32, as TensorBoard does.
     ///
     /// # Errors
     /// If the file cannot be written.
-    pub fn scalars(&mut self, step: u64, values: &[(&str, f64)]) -> io::Result<()> {
+    pub fn scalars(&mut self, wall_time: f64, step: u64, values: &[(&str, f64)]) -> io::Result<()> {
         if values.is_empty() {
             return Ok(());
         }
@@ -89,30 +71,10 @@ impl EventWriter {
             .iter()
             .map(|&(name, value)| SummaryValue {
                 tag: name.to_owned(),
-                metadata: None,
                 value: Some(Value::SimpleValue(value as f32)),
             })
             .collect();
-        self.append(step, What::Summary(Summary { value }))
-    }
-
-    /// Records a text of one step, shown as Markdown under the name.
-    ///
-    /// # Errors
-    /// If the file cannot be written.
-    pub fn text(&mut self, step: u64, name: &str, text: &str) -> io::Result<()> {
-        let plugin_data = PluginData { plugin_name: "text".to_owned(), content: Vec::new() };
-        let tensor = Tensor {
-            dtype: DT_STRING,
-            shape: Some(Shape { dim: vec![Dimension { size: 1 }] }),
-            string_val: vec![text.as_bytes().to_vec()],
-        };
-        let value = SummaryValue {
-            tag: name.to_owned(),
-            metadata: Some(Metadata { plugin_data: Some(plugin_data) }),
-            value: Some(Value::Tensor(tensor)),
-        };
-        self.append(step, What::Summary(Summary { value: vec![value] }))
+        self.append(wall_time, step, What::Summary(Summary { value }))
     }
 
     /// Hands everything recorded so far to the operating system.
@@ -123,8 +85,8 @@ impl EventWriter {
         self.file.flush()
     }
 
-    fn append(&mut self, step: u64, what: What) -> io::Result<()> {
-        let event = Event { wall_time: unix_seconds(), step: step as i64, what: Some(what) };
+    fn append(&mut self, wall_time: f64, step: u64, what: What) -> io::Result<()> {
+        let event = Event { wall_time, step: step as i64, what: Some(what) };
         self.file.write_all(&framed(&event.encode_to_vec()))
     }
 }
@@ -145,7 +107,7 @@ fn masked_crc(bytes: &[u8]) -> u32 {
 }
 
 /// Seconds since 1970; 0 on a clock set before.
-fn unix_seconds() -> f64 {
+pub fn unix_seconds() -> f64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |age| age.as_secs_f64())
 }
 
@@ -155,7 +117,7 @@ struct Event {
     wall_time: f64,
     #[prost(int64, tag = "2")]
     step: i64,
-    #[prost(oneof = "What", tags = "3, 5, 7")]
+    #[prost(oneof = "What", tags = "3, 5")]
     what: Option<What>,
 }
 
@@ -165,14 +127,6 @@ enum What {
     FileVersion(String),
     #[prost(message, tag = "5")]
     Summary(Summary),
-    #[prost(message, tag = "7")]
-    SessionLog(SessionLog),
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct SessionLog {
-    #[prost(int32, tag = "1")]
-    status: i32,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -185,9 +139,7 @@ struct Summary {
 struct SummaryValue {
     #[prost(string, tag = "1")]
     tag: String,
-    #[prost(message, optional, tag = "9")]
-    metadata: Option<Metadata>,
-    #[prost(oneof = "Value", tags = "2, 8")]
+    #[prost(oneof = "Value", tags = "2")]
     value: Option<Value>,
 }
 
@@ -195,44 +147,6 @@ struct SummaryValue {
 enum Value {
     #[prost(float, tag = "2")]
     SimpleValue(f32),
-    #[prost(message, tag = "8")]
-    Tensor(Tensor),
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct Metadata {
-    #[prost(message, optional, tag = "1")]
-    plugin_data: Option<PluginData>,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct PluginData {
-    #[prost(string, tag = "1")]
-    plugin_name: String,
-    #[prost(bytes = "vec", tag = "2")]
-    content: Vec<u8>,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct Tensor {
-    #[prost(int32, tag = "1")]
-    dtype: i32,
-    #[prost(message, optional, tag = "2")]
-    shape: Option<Shape>,
-    #[prost(bytes = "vec", repeated, tag = "8")]
-    string_val: Vec<Vec<u8>>,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct Shape {
-    #[prost(message, repeated, tag = "2")]
-    dim: Vec<Dimension>,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct Dimension {
-    #[prost(int64, tag = "1")]
-    size: i64,
 }
 
 #[cfg(test)]
@@ -266,41 +180,27 @@ mod tests {
     }
 
     #[test]
-    fn scalars_and_text_read_back_in_order() {
+    fn scalars_read_back_in_order() {
         let dir = tempfile::tempdir().unwrap();
         let mut writer = EventWriter::create(dir.path().join("nested")).unwrap();
-        writer.scalars(3, &[("rollout/accuracy", 0.25), ("learner/kl_nats", 1e-7)]).unwrap();
-        writer.text(4, "sample/reply", "7 ≠ **8**\n").unwrap();
+        let values = [("rollout/accuracy", 0.25), ("learner/kl_nats", 1e-7)];
+        writer.scalars(9.5, 3, &values).unwrap();
         writer.flush().unwrap();
 
         let events = events(writer.path());
-        assert_eq!(events.len(), 3);
+        assert_eq!(events.len(), 2);
         assert_eq!(events[0].what, Some(What::FileVersion("brain.Event:2".to_owned())));
         let Some(What::Summary(scalars)) = &events[1].what else { panic!("no scalars") };
-        assert_eq!(events[1].step, 3);
+        assert_eq!((events[1].step, events[1].wall_time), (3, 9.5));
         assert_eq!(scalars.value[1].tag, "learner/kl_nats");
         assert_eq!(scalars.value[1].value, Some(Value::SimpleValue(1e-7)));
-        let Some(What::Summary(text)) = &events[2].what else { panic!("no text") };
-        let Some(Value::Tensor(tensor)) = &text.value[0].value else { panic!("no tensor") };
-        assert_eq!(tensor.string_val, [b"7 \xe2\x89\xa0 **8**\n".to_vec()]);
-    }
-
-    #[test]
-    fn a_resumed_run_opens_a_second_file_that_voids_later_steps() {
-        let dir = tempfile::tempdir().unwrap();
-        let first = EventWriter::create(dir.path()).unwrap();
-        let second = EventWriter::resume(dir.path(), 10).unwrap();
-        assert_ne!(first.path(), second.path());
-        let marker = &events(second.path())[1];
-        assert_eq!(marker.step, 11);
-        assert_eq!(marker.what, Some(What::SessionLog(SessionLog { status: SESSION_START })));
     }
 
     #[test]
     fn no_values_write_no_event() {
         let dir = tempfile::tempdir().unwrap();
         let mut writer = EventWriter::create(dir.path()).unwrap();
-        writer.scalars(1, &[]).unwrap();
+        writer.scalars(0.0, 1, &[]).unwrap();
         writer.flush().unwrap();
         assert_eq!(events(writer.path()).len(), 1);
     }

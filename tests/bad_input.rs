@@ -7,7 +7,7 @@ mod support;
 use std::path::Path;
 use std::process::{Command, Output};
 
-use support::{Scene, TINY, text};
+use support::{Scene, TINY, skipped, text};
 
 /// Asserts the status, that exactly `errors` errors are told and no panic, and that the message
 /// holds every one of `parts`.
@@ -124,10 +124,85 @@ fn numbers_out_of_range_are_refused() {
     check_refused("rl.optimizer.adamw.clip_norm=0.0", &["clip_norm", "a number above 0"]);
     check_refused("rl.sampling.temperature=0.0", &["training needs replies that differ"]);
     check_refused("rl.coin_reward=1.5", &["not a probability: found 1.5"]);
+    check_refused("rl.sampling.temperature=1e-40", &["not a temperature: found", "at least"]);
+    check_refused("rl.evaluation.samples=0", &["without replies", "evaluation.samples"]);
+    check_refused("rl.evaluation.temperature=-1", &["not a temperature: found -1"]);
+    check_refused("eval.sampling.min_p=2", &["likeliest token's probability: found 2"]);
+    check_refused("eval.evaluation.tasks=0", &["evaluation.tasks must not be 0"]);
+    check_refused("eval.evaluation.k=[0]", &["no task is solved within 0 tries"]);
+    check_refused("rl.rollout.largest_broken_share=-1", &["not a share: found -1"]);
+    check_refused("model.rope_theta=0", &["rope_theta is no positive number: found 0"]);
+    check_refused("model.intermediate=0", &["model.intermediate"]);
+    check_refused("model.init.std=-1", &["not a standard deviation: found -1"]);
+    check_refused("model.layers=100000000", &["layers is beyond any model", "at most"]);
+    check_refused("stage[0].documents={ kind = \"text\" }", &["there is no file to read"]);
+    // What does not fit into 64 bits must not look small.
+    let scene = Scene::new();
+    let output = scene.output(["check", "tiny.toml", "--set=rl.group_size=4611686018427387904"]);
+    check_told(&output, 2, 1, &["stage `rl` needs about", "hint: lower"]);
     check_refused(
         "model.hidden=17",
         &["do not divide the hidden width", "2 heads of a width of 17"],
     );
+}
+
+#[test]
+fn names_that_lead_out_of_the_run_folder_are_refused() {
+    for setting in ["stage[2].name=../rl", "stage[2].name=\"\"", "stage[2].name=.rl", "name=../x"] {
+        check_refused(setting, &["this name cannot be that of a folder"]);
+    }
+}
+
+#[test]
+fn flags_that_nothing_can_be_sampled_by_are_refused() {
+    let scene = Scene::new();
+    scene.write("prompts.jsonl", "");
+    for (flags, told) in [
+        (["generate", "--prompts=prompts.jsonl", "--temperature=nan"], "--temperature NaN"),
+        (["generate", "--prompts=prompts.jsonl", "--max-tokens=0"], "--max-tokens"),
+        (["chat", "--model=.", "--min-p=2"], "--min-p 2"),
+        (["eval", "--env=digit_sum", "--samples=0"], "--samples"),
+        (["eval", "--env=digit_sum", "--limit=0"], "--limit 0"),
+    ] {
+        // Told before the model is looked for: there is none.
+        let model = if flags[0] == "chat" { vec![] } else { vec!["--model=."] };
+        let output = scene.output(flags.into_iter().chain(model));
+        check_told(&output, 2, 1, &[told, "hint: give"]);
+    }
+    let output = scene.output(["eval", "--model=.", "--env=digit_sum", "--verifier=countdown"]);
+    check_told(
+        &output,
+        2,
+        1,
+        &["`countdown` cannot judge this environment's tasks", "kind custom"],
+    );
+}
+
+#[test]
+fn lines_that_cannot_be_written_are_told_before_the_work_and_never_lost() {
+    let scene = Scene::new();
+    scene.write("cases.jsonl", "{\"gold\":\"4\",\"pred\":\"4\"}\n");
+    scene.write("none.jsonl", "");
+    let verify = |cases: &str, out: &str| {
+        scene.output(["verify", "numeric", "--cases", cases, "--out", out])
+    };
+    let output = verify("missing.jsonl", "nowhere/verdicts.jsonl");
+    check_told(
+        &output,
+        1,
+        1,
+        &["nowhere/verdicts.jsonl", "check that the folder `nowhere` exists"],
+    );
+    assert!(verify("cases.jsonl", "verdicts.jsonl").status.success());
+    assert_eq!(scene.read("verdicts.jsonl").lines().count(), 1);
+    assert!(verify("none.jsonl", "none_verdicts.jsonl").status.success());
+    assert_eq!(scene.read("none_verdicts.jsonl"), "");
+    let Ok(full) = std::fs::File::options().write(true).open("/dev/full") else {
+        return skipped("there is no /dev/full");
+    };
+    let mut command = scene.tallow(["verify", "numeric", "--cases", "cases.jsonl"]);
+    let output = command.stdout(full).output().expect("the binary starts");
+    check_told(&output, 1, 1, &["could not write `stdout`: no space left"]);
 }
 
 #[test]
@@ -141,6 +216,13 @@ fn unknown_names_list_the_known_ones() {
         let hint = format!("hint: did you mean {known}?");
         check_refused(setting, &[what, "expected", known, &hint]);
     }
+    let scene = Scene::new();
+    scene.write("cases.jsonl", "");
+    let output = scene.output(["verify", "exat", "--cases", "cases.jsonl"]);
+    let told = text(&output.stderr);
+    check_told(&output, 2, 1, &["error: there is no verifier called `exat`, expected"]);
+    assert_eq!(told.matches("exat").count(), 1, "{told}");
+    assert_eq!(told.matches("did you mean").count(), 1, "{told}");
     check_refused("model.family=lama", &["lama", "llama", "model.family"]);
 }
 
@@ -360,7 +442,7 @@ fn a_read_only_file_system_is_told_as_such() {
     let scene = Scene::new();
     let path = scene.path("disk");
     let Some(_mounted) = Mounted::new(&path, "ro,size=64k") else {
-        eprintln!("SKIPPED: this process may not mount a file system");
+        skipped("this process may not mount a file system");
         return;
     };
     let output = scene.output(["run", "tiny.toml", "-q", "--out", "disk/run"]);
@@ -372,7 +454,7 @@ fn a_full_disk_ends_the_run_and_freed_space_lets_it_go_on() {
     let scene = Scene::new();
     let path = scene.path("disk");
     let Some(_mounted) = Mounted::new(&path, "size=1m") else {
-        eprintln!("SKIPPED: this process may not mount a file system");
+        skipped("this process may not mount a file system");
         return;
     };
     scene.run("whole", &[]);

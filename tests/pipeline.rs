@@ -37,6 +37,54 @@ fn rollouts_that_run_ahead_are_counted_stale_and_every_evaluation_is_made() {
 }
 
 #[test]
+fn two_stages_of_one_kind_keep_their_own_steps() {
+    let scene = Scene::new();
+    let start = support::TINY.find("[[stage]]\nkind = \"rl\"").expect("it has rl");
+    let end = support::TINY.find("[[stage]]\nkind = \"eval\"").expect("it evaluates");
+    let (before, rl) = (&support::TINY[..start], &support::TINY[start..end]);
+    let named =
+        |name: &str| rl.replace("kind = \"rl\"", &format!("kind = \"rl\"\nname = \"{name}\""));
+    scene.write("tiny.toml", format!("{before}{}{}", named("easy"), named("hard")));
+    scene.run("run", &["--set=hard.steps=4"]);
+    let lines = metrics(&scene, "run");
+    for (stage, steps) in [("easy", 8), ("hard", 4)] {
+        let logged: Vec<u64> = lines
+            .iter()
+            .filter(|it| it["stage"] == stage && it["rollout/accuracy"].is_number())
+            .filter_map(|it| it["step"].as_u64())
+            .collect();
+        assert_eq!(logged, (1..=steps).collect::<Vec<_>>(), "{stage}");
+        let samples = scene.path("run/samples").join(stage);
+        let kept = tallow::samples::steps_in(&scene.path("run/samples"), stage).expect("samples");
+        assert_eq!(kept, [0, 1].into_iter().chain((2..=steps).step_by(2)).collect::<Vec<_>>());
+        let first = tallow::samples::read_samples(&samples.join("step_000001.jsonl.zst"));
+        assert_eq!(first.expect("rollouts").len(), 16, "{stage}");
+    }
+    let report = scene.read("run/report.md");
+    for heading in ["tiny, easy, step 8", "tiny, hard, step 4", "| tiny, easy | tiny, hard |"] {
+        assert!(report.contains(heading), "{heading} in\n{report}");
+    }
+}
+
+#[test]
+fn chat_replies_to_each_line_and_outlives_one_it_cannot_read() {
+    let scene = Scene::new();
+    scene.run("run", &["--set=rl.steps=1", "--set=pretrain.steps=5"]);
+    let mut command = scene.tallow(["chat", "--model", "run/models/rl", "--max-tokens", "2"]);
+    let mut child = command.stdin(std::process::Stdio::piped()).spawn().expect("the binary starts");
+    let lines = "1+2?\nwhat?\n3?\n".to_owned() + &"4".repeat(20) + "\n";
+    let mut stdin = child.stdin.take().expect("piped");
+    std::io::Write::write_all(&mut stdin, lines.as_bytes()).expect("it reads");
+    drop(stdin);
+    let output = child.wait_with_output().expect("it ends");
+    assert!(output.status.success(), "{}", support::text(&output.stderr));
+    let told = support::text(&output.stdout);
+    assert_eq!(told.matches("model> ").count(), 2, "{told}");
+    assert!(told.contains("no token for the character \"w\""), "{told}");
+    assert!(told.contains("the model's context is full"), "{told}");
+}
+
+#[test]
 fn a_tiny_policy_learns_from_the_verdicts_alone() {
     let scene = Scene::new();
     // A fifth of the pretraining documents think before they answer; the reward must choose those.

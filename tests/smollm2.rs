@@ -4,6 +4,8 @@
 //! The weights (540 MB) are not in the repository. Set `TALLOW_SMOLLM2` to a folder with the f32
 //! model to run this; without it the test says so and passes.
 
+mod support;
+
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -31,7 +33,7 @@ fn ids(value: &Value) -> Vec<TokenId> {
 #[test]
 fn smollm2_renders_scores_and_continues_as_in_transformers() {
     let Some(folder) = std::env::var_os("TALLOW_SMOLLM2").map(PathBuf::from) else {
-        eprintln!("SKIPPED: set TALLOW_SMOLLM2 to a folder with SmolLM2-135M-Instruct in f32");
+        support::skipped("set TALLOW_SMOLLM2 to a folder with SmolLM2-135M-Instruct in f32");
         return;
     };
     let state = ModelState::load(&folder).expect("model loads");

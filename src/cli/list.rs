@@ -4,9 +4,9 @@ use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
 
 use super::{Common, say};
-use crate::config::document::resolved_toml;
 use crate::config::without_nulls;
 use crate::error::Error;
+use crate::model::ModelSettings;
 use crate::registry::Registry;
 use crate::{documents, stages};
 
@@ -43,9 +43,8 @@ struct Row {
     kind: &'static str,
     name: String,
     summary: String,
+    /// With `null` for those that have no value unless they are given.
     options: Value,
-    /// Options that have no value unless they are given.
-    unset: Vec<String>,
 }
 
 /// `tallow list`.
@@ -58,7 +57,12 @@ pub fn list(args: &ListArgs, common: &Common, registry: &Registry) -> Result<(),
             continue;
         }
         if common.json {
-            let Row { kind, name, summary, options, unset } = row;
+            let Row { kind, name, summary, options } = row;
+            let mut lines = Vec::new();
+            flatten(options, "", &mut lines);
+            let unset: Vec<&str> =
+                lines.iter().filter(|it| it.1.is_null()).map(|it| it.0.as_str()).collect();
+            let options = without_nulls(options.clone());
             let line = json!({
                 "kind": kind, "name": name, "summary": summary, "options": options, "unset": unset,
             });
@@ -70,15 +74,15 @@ pub fn list(args: &ListArgs, common: &Common, registry: &Registry) -> Result<(),
             last = row.kind;
         }
         say(&format!("  {:<16} {}", row.name, row.summary));
-        if args.long && row.options.as_object().is_some_and(|it| !it.is_empty()) {
-            let toml = resolved_toml(&row.options)
-                .map_err(|e| Error::Data(format!("options of {}: {e}", row.name)))?;
-            for line in toml.lines() {
-                say(format!("      {line}").trim_end());
+        if args.long {
+            let mut lines = Vec::new();
+            flatten(&row.options, "", &mut lines);
+            for (path, value) in lines {
+                say(&match toml::Value::try_from(value) {
+                    Ok(value) => format!("      {path} = {value}"),
+                    Err(_) => format!("      {path} is not set"),
+                });
             }
-        }
-        if args.long && !row.unset.is_empty() {
-            say(&format!("      # not set: {}", row.unset.join(", ")));
         }
     }
     Ok(())
@@ -87,10 +91,8 @@ pub fn list(args: &ListArgs, common: &Common, registry: &Registry) -> Result<(),
 fn rows(registry: &Registry) -> Vec<Row> {
     let mut rows = Vec::new();
     let mut add = |kind, name: &str, summary: &str, options: Value| {
-        let mut unset = Vec::new();
-        nulls(&options, "", &mut unset);
         let (name, summary) = (name.to_string(), summary.to_string());
-        rows.push(Row { kind, name, summary, options: without_nulls(options), unset });
+        rows.push(Row { kind, name, summary, options });
     };
     for it in registry.environments.entries() {
         add("envs", it.name(), it.summary(), it.default_options());
@@ -102,26 +104,29 @@ fn rows(registry: &Registry) -> Vec<Row> {
         add("algorithms", it.name, it.summary, (it.default_options)());
     }
     for it in tallow_policies::models::BUILTIN {
-        add("models", it.name, it.architecture, json!({}));
+        let table = ModelSettings { family: it.name.into(), ..Default::default() };
+        add("models", it.name, it.architecture, json!(table));
     }
     for it in stages::BUILTIN {
         add("stages", it.name, it.summary, (it.default_options)());
     }
     for it in documents::BUILTIN {
-        add("documents", it.name, it.summary, json!({}));
+        add("documents", it.name, it.summary, (it.default_options)());
     }
     rows
 }
 
-/// Paths of the keys below `value` that have no value.
-fn nulls(value: &Value, path: &str, found: &mut Vec<String>) {
-    let Value::Object(table) = value else { return };
-    for (key, value) in table {
-        let path = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
-        if value.is_null() {
-            found.push(path);
-        } else {
-            nulls(value, &path, found);
+/// The options below `value` with their dotted paths, as `--set` takes them.
+fn flatten<'a>(value: &'a Value, path: &str, found: &mut Vec<(String, &'a Value)>) {
+    match value {
+        Value::Object(table) if !table.is_empty() => {
+            for (key, value) in table {
+                let inside = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
+                flatten(value, &inside, found);
+            }
         }
+        // A component without options.
+        Value::Object(_) if path.is_empty() => {}
+        value => found.push((path.to_owned(), value)),
     }
 }

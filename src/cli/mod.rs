@@ -1,9 +1,11 @@
 //! The command line. One file a group of verbs; this one parses, and is the only place that prints
 //! errors.
 
+mod chat;
 mod list;
 mod measure;
 mod model;
+mod output;
 mod run;
 mod verify;
 
@@ -11,6 +13,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
+use tallow_verifiers::ConfigFault;
 
 use crate::config::problem::Paint;
 use crate::error::Error;
@@ -71,7 +74,7 @@ enum Verb {
     Generate(model::GenerateArgs),
     Score(model::ScoreArgs),
     Eval(model::EvalArgs),
-    Chat(model::ChatArgs),
+    Chat(chat::ChatArgs),
     Report(ReportArgs),
     Bench(measure::BenchArgs),
 }
@@ -117,7 +120,7 @@ fn dispatch(cli: Cli, registry: &Registry) -> Result<(), Error> {
         Verb::Generate(args) => model::generate(&args, common),
         Verb::Score(args) => model::score(&args, common),
         Verb::Eval(args) => model::eval(&args, common, registry),
-        Verb::Chat(args) => model::chat(&args, common),
+        Verb::Chat(args) => chat::chat(&args, common),
         Verb::Report(args) => {
             let written =
                 crate::report::write(&args.run).map_err(|e| Error::Data(format!("report: {e}")))?;
@@ -153,10 +156,27 @@ fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
 
+/// What a component says of options given on the command line. Its `hint` is told once, by the
+/// error; the key `name` is no option there but the argument itself.
+fn refused(mut fault: ConfigFault, otherwise: &str) -> Error {
+    let hint = fault.hint.take().unwrap_or_else(|| otherwise.to_owned());
+    if fault.key == "name" {
+        fault.key.clear();
+    }
+    Error::usage(fault.to_string(), hint)
+}
+
 /// Prints results: the one way to stdout. A closed pipe ends the output quietly.
 pub(crate) fn say(text: &str) {
     use std::io::Write;
     drop(writeln!(std::io::stdout().lock(), "{text}"));
+}
+
+/// Prints a piece of a line at once.
+pub(crate) fn say_part(text: &str) {
+    use std::io::Write;
+    let mut stdout = std::io::stdout().lock();
+    drop(stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()));
 }
 
 fn print_error(error: &Error) {

@@ -1,6 +1,5 @@
-//! Verbs that use a model folder: `generate`, `score`, `eval`, `chat`.
+//! Verbs that use a model folder: `generate`, `score`, `eval`.
 
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -11,20 +10,23 @@ use tallow_envs::{BuildContext, Seed, Split};
 use tallow_policies::{Decoder, Engine, Request, SamplingParams, TokenId, Tokenizer};
 use tallow_verifiers::Message;
 
+use super::output::Output;
 use super::verify::options;
-use super::{Common, say};
+use super::{Common, refused, say};
+use crate::config::problem::Fault;
 use crate::console::Console;
 use crate::documents::read_jsonl;
 use crate::error::Error;
-use crate::evaluation::{self, EvaluationConfig};
-use crate::files::AtomicFile;
+use crate::evaluation::{Evaluation, EvaluationConfig};
 use crate::learner::Learner;
 use crate::learner::batch::{Sequence, SharedPrompts, token_budget_runs};
 use crate::model::{ModelState, model_folder};
 use crate::registry::Registry;
 use crate::renderer::Renderer;
 use crate::rollout::pool::{PoolLimits, RolloutPool};
+use crate::rollout::sampling;
 use crate::rollout::scoring::Scoring;
+use crate::stages::rl::cannot_judge;
 
 /// Replies sampled at once.
 const SLOTS: usize = 64;
@@ -33,7 +35,7 @@ const SLOTS: usize = 64;
 const SCORE_TOKENS: usize = 4096;
 
 /// Seed where none is given.
-const DEFAULT_SEED: u64 = 1;
+pub const DEFAULT_SEED: u64 = 1;
 
 /// Sample replies to a file of prompts.
 ///
@@ -65,7 +67,7 @@ pub struct GenerateArgs {
 
 /// How to draw tokens.
 #[derive(Args)]
-struct SamplingArgs {
+pub struct SamplingArgs {
     /// Longest reply.
     #[arg(long, default_value_t = 256)]
     max_tokens: usize,
@@ -90,8 +92,12 @@ struct SamplingArgs {
 }
 
 impl SamplingArgs {
-    fn params(&self) -> SamplingParams {
-        SamplingParams {
+    /// The settings as the engine takes them.
+    ///
+    /// # Errors
+    /// If nothing can be sampled by them.
+    pub fn params(&self) -> Result<SamplingParams, Error> {
+        let params = SamplingParams {
             temperature: self.temperature,
             top_k: self.top_k,
             top_p: self.top_p,
@@ -99,8 +105,19 @@ impl SamplingArgs {
             max_tokens: self.max_tokens,
             min_tokens: self.min_tokens,
             stop: self.stop.clone(),
-        }
+        };
+        refuse_flags(sampling::faults(&params))?;
+        Ok(params)
     }
+}
+
+/// Refuses the first of `faults`, whose keys are those of flags.
+fn refuse_flags(faults: Vec<Fault>) -> Result<(), Error> {
+    let Some(fault) = faults.into_iter().next() else { return Ok(()) };
+    let flag = fault.key.replace('_', "-");
+    let found = fault.found.map_or_else(String::new, |it| format!(" {it}"));
+    let hint = fault.expected.map(|it| format!("give {it}"));
+    Err(Error::Usage { problem: format!("--{flag}{found}: {}", fault.problem), hint })
 }
 
 /// Log-probability of every token of given text.
@@ -159,24 +176,21 @@ pub struct EvalArgs {
     temperature: f64,
 }
 
-/// Talk to a model in the terminal; an empty line or Ctrl-D ends.
-#[derive(Args)]
-#[command(after_help = "Example: tallow chat --model SmolLM2-135M-Instruct")]
-pub struct ChatArgs {
-    /// A Hugging Face folder.
-    #[arg(long, value_name = "DIR")]
-    model: PathBuf,
-    #[command(flatten)]
-    sampling: SamplingArgs,
+/// A model folder, ready to be used.
+pub struct Loaded {
+    /// The weights.
+    pub decoder: Decoder,
+    /// Text to ids and back.
+    pub tokenizer: Arc<Tokenizer>,
+    /// Messages to ids and back.
+    pub renderer: Arc<Renderer>,
 }
 
-struct Loaded {
-    decoder: Decoder,
-    tokenizer: Arc<Tokenizer>,
-    renderer: Arc<Renderer>,
-}
-
-fn load(path: &Path) -> Result<Loaded, Error> {
+/// Loads a model folder.
+///
+/// # Errors
+/// If there is none, or a file in it is missing or damaged.
+pub fn load(path: &Path) -> Result<Loaded, Error> {
     let state = ModelState::load(&model_folder(path)?)?;
     let tokenizer = state.tokenizer()?;
     let decoder = state.decoder.ok_or_else(|| Error::Data("the folder has no weights".into()))?;
@@ -186,10 +200,11 @@ fn load(path: &Path) -> Result<Loaded, Error> {
 
 /// `tallow generate`.
 pub fn generate(args: &GenerateArgs, common: &Common) -> Result<(), Error> {
-    let loaded = load(&args.model)?;
     let rows = read_jsonl(&args.prompts)?;
     let seed = Seed(common.seed.unwrap_or(DEFAULT_SEED));
-    let params = Arc::new(args.sampling.params());
+    let params = Arc::new(args.sampling.params()?);
+    let output = Output::open(args.out.as_deref())?;
+    let loaded = load(&args.model)?;
     let mut prompts = Vec::with_capacity(rows.len());
     for (line, row) in &rows {
         let ids =
@@ -226,9 +241,9 @@ pub fn generate(args: &GenerateArgs, common: &Common) -> Result<(), Error> {
         row.insert("prompt_ids".into(), json!(&*prompts[index]));
         let own = completions[index * args.n..(index + 1) * args.n].to_vec();
         row.insert("completions".into(), Value::Array(own));
-        Value::Object(row)
+        Value::Object(row).to_string()
     });
-    write_lines(lines, args.out.as_deref())
+    output.write(lines)
 }
 
 fn at_line(path: &Path, line: usize, error: &Error) -> Error {
@@ -286,6 +301,7 @@ fn check_ids(ids: &[TokenId], loaded: &Loaded) -> Result<(), Error> {
 
 /// `tallow score`.
 pub fn score(args: &ScoreArgs, common: &Common) -> Result<(), Error> {
+    let output = Output::open(args.out.as_deref())?;
     let loaded = load(&args.model)?;
     let mut sequences = Vec::new();
     let mut bytes = Vec::new();
@@ -316,7 +332,7 @@ pub fn score(args: &ScoreArgs, common: &Common) -> Result<(), Error> {
         }
     }
     drop(bar);
-    write_lines(lines.into_iter(), args.out.as_deref())
+    output.write(lines.iter().map(Value::to_string))
 }
 
 fn scored_ids(row: &Map<String, Value>, loaded: &Loaded) -> Result<Vec<TokenId>, Error> {
@@ -350,10 +366,7 @@ pub fn eval(args: &EvalArgs, common: &Common, registry: &Registry) -> Result<(),
     };
     let seed = Seed(common.seed.unwrap_or(DEFAULT_SEED));
     let context = BuildContext { folder: PathBuf::from("."), seed };
-    let refused = |fault: tallow_verifiers::ConfigFault| {
-        let hint = fault.hint.clone().unwrap_or_else(|| "see `tallow list --long`".into());
-        Error::usage(fault.to_string(), hint)
-    };
+    let refused = |fault| refused(fault, "see `tallow list --long`");
     let environment =
         registry.environments.build(&args.env, options(&args.set)?, &context).map_err(refused)?;
     let (name, verifier_options) = match &args.verifier {
@@ -361,34 +374,47 @@ pub fn eval(args: &EvalArgs, common: &Common, registry: &Registry) -> Result<(),
         None => environment.default_verifier(),
     };
     let verifier = registry.verifiers.build(name, verifier_options).map_err(refused)?;
-    let loaded = load(&args.model)?;
-    let engine = Engine::new(&loaded.decoder, Arc::clone(&loaded.tokenizer), SLOTS)?;
-    let scoring = Scoring { verifier, cut_off_is_malformed: true, coin_reward: None };
-    let limits = PoolLimits {
-        threads: common.threads(),
-        episodes: SLOTS.max(args.samples),
-        max_turns: 8,
-        lockstep: true,
-    };
-    let interrupted = Arc::new(AtomicBool::new(false));
+    if let Some(fault) = cannot_judge(name, &*verifier, &*environment) {
+        let kinds = fault.found.unwrap_or_default();
+        let hint = fault.expected.map(|it| format!("it judges by references of kind {it}"));
+        return Err(Error::Usage { problem: format!("{}: {kinds}", fault.problem), hint });
+    }
     let config = EvaluationConfig {
         tasks: args.limit,
-        samples: args.samples.max(1),
+        samples: args.samples,
         k: args.k.clone(),
         ..Default::default()
     };
-    let params = SamplingParams {
+    let sampling = SamplingParams {
         max_tokens: args.max_tokens,
         temperature: args.temperature,
         ..Default::default()
     };
-    let plans = evaluation::plans(&config, split, environment.len(split), &params, seed, seed);
-    let renderer = Arc::clone(&loaded.renderer);
-    let mut pool = RolloutPool::new(environment, renderer, scoring, engine, limits, interrupted);
+    if args.limit == 0 {
+        return Err(Error::usage("--limit 0: an evaluation without tasks", "give 1 or more"));
+    }
+    refuse_flags(config.faults())?;
+    refuse_flags(sampling::faults(&sampling))?;
+    let loaded = load(&args.model)?;
+    let limits = PoolLimits {
+        threads: common.threads(),
+        slots: SLOTS,
+        episodes: SLOTS.max(args.samples),
+        max_turns: 8,
+        lockstep: true,
+    };
+    let mut pool = RolloutPool::new(
+        &loaded.decoder,
+        &loaded.renderer,
+        environment,
+        Scoring::by(verifier),
+        limits,
+        Arc::new(AtomicBool::new(false)),
+    )?;
+    let evaluation =
+        Evaluation { config: &config, split, sampling: &sampling, run_seed: seed, seed };
     let console = Console::new(common.quiet || common.json);
-    let bar = console.bar("eval", (plans.0.len() + plans.1.len()) as u64, "tasks");
-    let (metrics, _) = evaluation::evaluate(&mut pool, &config, &plans, |it| bar.set(it as u64))?;
-    drop(bar);
+    let (metrics, _) = evaluation.run(&mut pool, |total| console.bar("eval", total, "tasks"))?;
     if common.json {
         let line: Map<String, Value> =
             metrics.iter().map(|(name, value)| (name.to_string(), json!(value))).collect();
@@ -405,76 +431,6 @@ pub fn eval(args: &EvalArgs, common: &Common, registry: &Registry) -> Result<(),
             };
             let short = name.trim_start_matches("eval/");
             say(&format!("{short:<24}{value:>10.4}{interval}"));
-        }
-    }
-    Ok(())
-}
-
-/// `tallow chat`.
-pub fn chat(args: &ChatArgs, common: &Common) -> Result<(), Error> {
-    let loaded = load(&args.model)?;
-    let mut engine = Engine::new(&loaded.decoder, Arc::clone(&loaded.tokenizer), 1)?;
-    let mut editor = rustyline::DefaultEditor::new()
-        .map_err(|e| Error::Data(format!("cannot read from the terminal: {e}")))?;
-    let seed = Seed(common.seed.unwrap_or(DEFAULT_SEED));
-    let params = Arc::new(args.sampling.params());
-    let mut tokens: Vec<TokenId> = Vec::new();
-    let mut ended = true;
-    for turn in 0u64.. {
-        let line = match editor.readline("you> ") {
-            Ok(line) if !line.trim().is_empty() => line,
-            Ok(_) => break,
-            Err(
-                rustyline::error::ReadlineError::Eof | rustyline::error::ReadlineError::Interrupted,
-            ) => break,
-            Err(error) => return Err(Error::Data(format!("cannot read a line: {error}"))),
-        };
-        // History is a convenience; a line that cannot be kept is no reason to stop.
-        drop(editor.add_history_entry(line.as_str()));
-        let message = [Message::user(line)];
-        if turn == 0 {
-            tokens = loaded.renderer.prompt(&message)?;
-        } else {
-            tokens.extend(loaded.renderer.continuation(&message, ended)?);
-        }
-        if let Err(error) = check_ids(&tokens, &loaded) {
-            say(&format!("({error}: the conversation ends here)"));
-            break;
-        }
-        let reply = stream_reply(&mut engine, &loaded, &tokens, &params, seed.derive(&[turn]).0)?;
-        ended = reply.last().is_some_and(|it| loaded.tokenizer.end_ids().contains(it));
-        tokens.extend(reply);
-    }
-    Ok(())
-}
-
-/// Samples one reply and prints it whole.
-fn stream_reply(
-    engine: &mut Engine,
-    loaded: &Loaded,
-    tokens: &[TokenId],
-    params: &Arc<SamplingParams>,
-    seed: u64,
-) -> Result<Vec<TokenId>, Error> {
-    let request = Request { id: 0, prompt: tokens.into(), params: Arc::clone(params), seed };
-    let completion = engine.generate(vec![request])?.remove(0);
-    say(&format!("model> {}", loaded.renderer.reply_text(&completion.tokens)?));
-    Ok(completion.tokens)
-}
-
-fn write_lines(lines: impl Iterator<Item = Value>, out: Option<&Path>) -> Result<(), Error> {
-    match out {
-        None => {
-            for line in lines {
-                say(&line.to_string());
-            }
-        }
-        Some(path) => {
-            let mut file = AtomicFile::create(path)?;
-            for line in lines {
-                writeln!(file, "{line}").map_err(|e| Error::file("write", path, e))?;
-            }
-            file.commit()?;
         }
     }
     Ok(())

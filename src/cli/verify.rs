@@ -1,6 +1,5 @@
 //! `tallow verify`: judges a JSONL of cases in bulk, in parallel, in order.
 
-use std::io::Write;
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -9,10 +8,10 @@ use rayon::prelude::*;
 use serde_json::{Map, Value, json};
 use tallow_verifiers::{Message, Outcome, Reference, StopReason, Transcript, Verifier};
 
-use super::{Common, say};
+use super::output::Output;
+use super::{Common, refused, say};
 use crate::documents::read_jsonl;
 use crate::error::Error;
-use crate::files::AtomicFile;
 use crate::registry::Registry;
 use crate::rollout::episode::contained;
 
@@ -39,32 +38,24 @@ pub struct VerifyArgs {
 /// `tallow verify`.
 pub fn verify(args: &VerifyArgs, common: &Common, registry: &Registry) -> Result<(), Error> {
     let options = options(&args.set)?;
-    let verifier = registry.verifiers.build(&args.name, options).map_err(|fault| {
-        let hint =
-            fault.hint.clone().unwrap_or_else(|| "see `tallow list verifiers --long`".into());
-        Error::usage(fault.to_string(), hint)
-    })?;
+    let verifier = registry
+        .verifiers
+        .build(&args.name, options)
+        .map_err(|fault| refused(fault, "see `tallow list verifiers --long`"))?;
+    let output = Output::open(args.out.as_deref())?;
     let cases = read_jsonl(&args.cases)?;
-    let lines: Vec<String> = cases
+    let verdicts: Vec<Value> = cases
         .par_iter()
         .map(|(line, case)| {
-            judge(&*verifier, case).map(|it| it.to_string()).map_err(|problem| {
+            judge(&*verifier, case).map_err(|problem| {
                 Error::Data(format!("{}:{line}: {problem}", args.cases.display()))
             })
         })
         .collect::<Result<_, Error>>()?;
-    let text = lines.join("\n");
-    match &args.out {
-        None => say(&text),
-        Some(path) => {
-            let mut file = AtomicFile::create(path)?;
-            writeln!(file, "{text}").map_err(|e| Error::file("write", path, e))?;
-            file.commit()?;
-            if !common.quiet && !common.json {
-                let right = lines.iter().filter(|it| it.contains("\"verdict\":true")).count();
-                say(&format!("{} cases, {right} correct: {}", lines.len(), path.display()));
-            }
-        }
+    output.write(verdicts.iter().map(Value::to_string))?;
+    if let Some(path) = args.out.as_ref().filter(|_| !common.quiet && !common.json) {
+        let right = verdicts.iter().filter(|it| it["verdict"] == true).count();
+        say(&format!("{} cases, {right} correct: {}", verdicts.len(), path.display()));
     }
     Ok(())
 }

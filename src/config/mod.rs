@@ -156,12 +156,14 @@ impl Experiment {
             .to_path_buf();
         let document = Document::read(&file)?;
         let mut problems = Problems::of(document.name());
-        let variants: Vec<VariantSettings> = document
-            .root()
-            .children("variant", &mut problems)
-            .iter()
-            .filter_map(|it| it.take(&mut problems))
-            .collect();
+        let mut variants: Vec<VariantSettings> = Vec::new();
+        for table in document.root().children("variant", &mut problems) {
+            let Some(variant) = table.take::<VariantSettings>(&mut problems) else { continue };
+            if let Some(fault) = name_fault("name", &variant.name, true) {
+                problems.at(&table, fault);
+            }
+            variants.push(variant);
+        }
         let mut runs = Vec::new();
         if variants.is_empty() {
             runs.extend(read_run(
@@ -259,6 +261,9 @@ fn read_run(
     let model_table = root.split_or_empty("model", problems);
     let stage_tables = root.children("stage", problems);
     let head: Option<Head> = root.take(problems);
+    if let Some(fault) = head.as_ref().and_then(|it| name_fault("name", &it.name, true)) {
+        problems.at(&root, fault);
+    }
     let model: Option<ModelSettings> = model_table.take(problems);
     if let Some(model) = &model {
         for fault in model.faults(folder) {
@@ -278,6 +283,9 @@ fn read_run(
     let mut stages: Vec<StagePlan> = Vec::new();
     for mut table in stage_tables {
         let Some((name, stage)) = read_stage(&mut table, &context, problems) else { continue };
+        if let Some(fault) = name_fault("name", &name, false) {
+            problems.at(&table, fault);
+        }
         if stages.iter().any(|it| it.name == name) {
             let fault = Fault::new("name", "two stages have one name")
                 .found(name.as_str())
@@ -295,6 +303,20 @@ fn read_run(
         stages,
         folder: folder.to_path_buf(),
         variant,
+    })
+}
+
+/// What is wrong with a name that folders are called by. Those of variants may lie in each other:
+/// `main/seed_1`.
+fn name_fault(key: &str, name: &str, nested: bool) -> Option<Fault> {
+    let is_sound = |part: &str| {
+        !part.is_empty() && !part.starts_with('.') && !part.contains(['/', '\\', '\0'])
+    };
+    let sound = if nested { name.split('/').all(is_sound) } else { is_sound(name) };
+    (!sound).then(|| {
+        Fault::new(key, "this name cannot be that of a folder")
+            .found(format!("{name:?}"))
+            .expected("letters, digits, `_` and `-`")
     })
 }
 

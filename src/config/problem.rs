@@ -35,6 +35,12 @@ impl Fault {
         Self { key: key.into(), problem: problem.into(), ..Self::default() }
     }
 
+    /// The same fault seen from one table further out: `table` goes before its key.
+    pub fn within(mut self, table: &str) -> Self {
+        self.key = format!("{table}.{}", self.key);
+        self
+    }
+
     /// Adds what was found.
     pub fn found(mut self, found: impl Into<String>) -> Self {
         self.found = Some(found.into());

@@ -3,16 +3,18 @@
 
 use std::sync::Arc;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use tallow_envs::Split;
 use tallow_verifiers::config_fault::read_options;
 use tallow_verifiers::{ConfigFault, Message, Role};
 
-use super::{Document, Documents, SourceContext, read_jsonl, resolve, split_of};
+use super::{
+    Document, Documents, SourceContext, read_jsonl, require_path, require_share, resolve, split_of,
+};
 
 /// Settings of the source `conversations`.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Conversations {
     /// The JSONL file, which may be packed with gzip or zstd.
@@ -53,6 +55,8 @@ pub fn build(
     context: &SourceContext<'_>,
 ) -> Result<Arc<dyn Documents>, ConfigFault> {
     let config: Conversations = read_options(options)?;
+    require_path(&config.path)?;
+    require_share(config.held_out)?;
     let path = resolve(&config.path, context.folder);
     let rows = read_jsonl(&path).map_err(|e| ConfigFault::new("path", e.to_string()))?;
     let mut source = Source { train: Vec::new(), test: Vec::new() };

@@ -11,7 +11,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use tallow_envs::{Environments, Seed, Split};
 use tallow_verifiers::{ConfigFault, Message};
 
@@ -77,6 +77,8 @@ pub struct SourceEntry {
     pub summary: &'static str,
     /// Builds from options.
     pub build: Build,
+    /// The options with their defaults; `null` where one must be given.
+    pub default_options: fn() -> Value,
 }
 
 /// Every source, alphabetical.
@@ -85,16 +87,19 @@ pub const BUILTIN: &[SourceEntry] = &[
         name: "conversations",
         summary: "JSONL of messages, or of prompt and completion",
         build: conversations::build,
+        default_options: || json!(conversations::Conversations::default()),
     },
     SourceEntry {
         name: "environment",
         summary: "an environment's tasks with their known replies, in chosen styles",
         build: environment::build,
+        default_options: || json!({"env": null, "styles": null}),
     },
     SourceEntry {
         name: "text",
         summary: "plain text or JSONL with a text field",
         build: text::build,
+        default_options: || json!(text::TextDocuments::default()),
     },
 ];
 
@@ -119,6 +124,24 @@ pub fn build(
         return Err(ConfigFault::unknown_name("kind", "source of documents", &kind, names()));
     };
     (entry.build)(Value::Object(table), context)
+}
+
+/// Refuses a path that was not given.
+fn require_path(path: &str) -> Result<(), ConfigFault> {
+    if path.is_empty() {
+        return Err(ConfigFault::new("path", "there is no file to read").expected("its path"));
+    }
+    Ok(())
+}
+
+/// Refuses a held-out share that is none.
+fn require_share(held_out: f64) -> Result<(), ConfigFault> {
+    if (0.0..1.0).contains(&held_out) {
+        return Ok(());
+    }
+    Err(ConfigFault::new("held_out", "the held-out share is not a share")
+        .found(held_out)
+        .expected("0 or more and below 1, such as 0.05"))
 }
 
 /// A file by its path in the configuration: from the configuration's folder, or else from where the

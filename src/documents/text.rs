@@ -3,13 +3,16 @@
 
 use std::sync::Arc;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tallow_envs::Split;
 use tallow_verifiers::ConfigFault;
 use tallow_verifiers::config_fault::read_options;
 
-use super::{Document, Documents, SourceContext, read_jsonl, read_text, resolve, split_of};
+use super::{
+    Document, Documents, SourceContext, read_jsonl, read_text, require_path, require_share,
+    resolve, split_of,
+};
 use crate::error::Error;
 
 /// A plain text file is cut at blank lines into documents of at least this many bytes, so that some
@@ -17,7 +20,7 @@ use crate::error::Error;
 const PLAIN_DOCUMENT_BYTES: usize = 4096;
 
 /// Settings of the source `text`.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct TextDocuments {
     /// The file: `.jsonl` holds a document a line, anything else is plain text; either may be packed
@@ -51,11 +54,8 @@ pub fn build(
     context: &SourceContext<'_>,
 ) -> Result<Arc<dyn Documents>, ConfigFault> {
     let config: TextDocuments = read_options(options)?;
-    if !(0.0..1.0).contains(&config.held_out) {
-        return Err(ConfigFault::new("held_out", "the held-out share is not a share")
-            .found(config.held_out)
-            .expected("0 or more and below 1, such as 0.05"));
-    }
+    require_path(&config.path)?;
+    require_share(config.held_out)?;
     let load = |key: &str, path: &str| {
         load(&resolve(path, context.folder), &config.field)
             .map_err(|e| ConfigFault::new(key, e.to_string()))

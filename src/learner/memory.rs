@@ -64,13 +64,14 @@ impl MemoryPlan {
             weights: parameters * F32 * copies,
             training_state: if demand.trains { parameters * F32 * 4 } else { 0 },
             activations,
-            cache: demand.slots as u64 * demand.context as u64 * layers * 2 * kv * F32,
+            cache: (demand.context as u64 * layers * 2 * kv * F32)
+                .saturating_mul(demand.slots as u64),
         })
     }
 
     /// All of it.
     pub fn total(&self) -> u64 {
-        self.weights + self.training_state + self.activations + self.cache
+        (self.weights + self.training_state + self.activations).saturating_add(self.cache)
     }
 
     /// The part that can be made smaller most, as the setting that does so.

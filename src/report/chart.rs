@@ -37,6 +37,9 @@ const SMOOTHED_FROM: usize = 16;
 /// Text size of labels and legend.
 const LABEL: i32 = 16;
 
+/// Text size of the names of stages.
+const STAGE_NAME: i32 = 13;
+
 const INK: RGBColor = RGBColor(0x24, 0x29, 0x2f);
 const FAINT_INK: RGBColor = RGBColor(0x57, 0x60, 0x6a);
 const GRID: RGBColor = RGBColor(0xd8, 0xde, 0xe4);
@@ -68,6 +71,8 @@ pub(super) struct Chart {
     pub(super) x: XAxis,
     pub(super) y: YAxis,
     pub(super) series: Vec<Series>,
+    /// Where stages begin that are laid end to end; drawn if there are several.
+    pub(super) starts: Vec<(f64, String)>,
 }
 
 /// What the x axis counts.
@@ -156,7 +161,8 @@ impl Chart {
         canvas.text(&self.title, (16, 12), 21, &INK, HPos::Left, VPos::Top)?;
         let legend_end = self.draw_legend(canvas)?;
 
-        let frame = Frame::new(self, legend_end + 12);
+        let above = if self.starts.len() > 1 { STAGE_NAME } else { 0 };
+        let frame = Frame::new(self, legend_end + 12 + above);
         for &(at, ref label) in &frame.y_ticks {
             let y = frame.y(at);
             canvas.line(&[(frame.left, y), (frame.right, y)], &GRID, 1, None)?;
@@ -191,12 +197,36 @@ impl Chart {
         canvas.text(&self.x_label, (middle, 334), LABEL, &INK, HPos::Center, VPos::Center)?;
         canvas.rotated_text(&self.y_label, (16, (frame.top + frame.bottom) / 2), LABEL, &INK)?;
 
+        self.draw_starts(canvas, &frame)?;
         // Dots first, so that no line is hidden under those of another series.
         for series in &self.series {
             self.draw_dots(canvas, &frame, series)?;
         }
         for series in &self.series {
             self.draw_series(canvas, &frame, series)?;
+        }
+        Ok(())
+    }
+
+    /// A dashed line where each stage begins, and its name at the top.
+    fn draw_starts<B: DrawingBackend>(&self, canvas: &Canvas<'_, B>, frame: &Frame) -> Drawn<B> {
+        if self.starts.len() < 2 {
+            return Ok(());
+        }
+        let mut places: Vec<(i32, String)> = Vec::new();
+        for (start, stage) in &self.starts {
+            let x = frame.x(*start);
+            match places.last_mut().filter(|(at, _)| *at == x) {
+                Some((_, names)) => *names = format!("{names}, {stage}"),
+                None => places.push((x, stage.clone())),
+            }
+        }
+        for (x, names) in places {
+            canvas.line(&[(x, frame.top), (x, frame.bottom)], &FAINT_INK, 1, Some((3, 3)))?;
+            let width = canvas.text_width(&names, STAGE_NAME)?;
+            let left = (x + 4).min(frame.right - width);
+            let at = (left, frame.top - 2);
+            canvas.text(&names, at, STAGE_NAME, &FAINT_INK, HPos::Left, VPos::Bottom)?;
         }
         Ok(())
     }
@@ -426,7 +456,9 @@ impl Frame {
             YAxis::Fitted => fitted(range(values.iter().copied())),
         };
         let bend_x = |x: f64| if chart.x == XAxis::Doublings { x.max(1.0).log2() } else { x };
-        let (first, last) = range(points().map(|&(x, _)| bend_x(x)));
+        let stages = if chart.starts.len() > 1 { chart.starts.as_slice() } else { &[] };
+        let begins = stages.iter().map(|(start, _)| *start);
+        let (first, last) = range(points().map(|&(x, _)| bend_x(x)).chain(begins));
         let last = if last > first { last } else { first + 1.0 };
         let x_ticks = match chart.x {
             XAxis::Steps => ticks(first, last, 7),
@@ -661,6 +693,7 @@ mod tests {
             x: XAxis::Steps,
             y: YAxis::Share,
             series: vec![series("a"), series("<img onerror=x>\u{1b}")],
+            starts: vec![(0.0, "a".to_owned()), (0.0, "<script>\u{1b}".to_owned())],
         };
         let svg = chart.svg().unwrap();
         assert!(!svg.contains("<script") && !svg.contains("<img") && !svg.contains('\u{1b}'));

@@ -1,8 +1,11 @@
 //! Which plots a report shows, and from which metrics. A plot without data is left out.
+//!
+//! Every stage counts its steps from the start. Where several stages of a run have a metric, its
+//! plot lays them end to end and marks where each begins.
 
 use super::{
     chart::{Chart, Mark, Series, XAxis, YAxis},
-    run_folder::Variant,
+    run_folder::{Curve, Variant},
     verdict::evaluations,
 };
 
@@ -200,27 +203,29 @@ pub(super) fn charts(variants: &[Variant]) -> Vec<Chart> {
 }
 
 fn over_steps(spec: &Spec, variants: &[Variant]) -> Option<Chart> {
-    let mut series = Vec::new();
-    for kind in spec.kinds {
-        let curves: Vec<_> = variants
-            .iter()
-            .flat_map(|variant| variant.curves(kind.key).into_iter().map(move |c| (variant, c)))
-            .collect();
-        for (variant, curve) in &curves {
-            // A key that two stages of one variant share makes two lines.
-            let twice =
-                curves.iter().any(|(v, c)| v.name == variant.name && c.stage != curve.stage);
-            let kind_label =
-                if twice { format!("{}, {}", curve.stage, kind.label) } else { kind.label.into() };
-            series.push(Series {
+    let curves: Vec<(&Kind, &Variant, Curve)> = spec
+        .kinds
+        .iter()
+        .flat_map(|kind| variants.iter().map(move |variant| (kind, variant)))
+        .flat_map(|(kind, variant)| {
+            variant.curves(kind.key).into_iter().map(move |curve| (kind, variant, curve))
+        })
+        .collect();
+    let starts = starts(variants, curves.iter().map(|it| &it.2));
+    let series: Vec<Series> = curves
+        .into_iter()
+        .map(|(kind, variant, curve)| {
+            let start = start_of(&starts, &curve.stage);
+            let intervals = intervals(variant, kind.key, &curve.stage).into_iter();
+            Series {
                 group: variant.group().to_owned(),
-                kind: kind_label,
+                kind: kind.label.to_owned(),
                 mark: kind.mark,
-                points: curve.points.clone(),
-                intervals: intervals(variant, kind.key, &curve.stage),
-            });
-        }
-    }
+                points: curve.points.into_iter().map(|(x, y)| (start + x, y)).collect(),
+                intervals: intervals.map(|(x, low, high)| (start + x, low, high)).collect(),
+            }
+        })
+        .collect();
     let values = || series.iter().flat_map(|series| &series.points);
     // A metric that is zero throughout has nothing to show on a log axis.
     if values().next().is_none() || spec.y == YAxis::Log && !values().any(|&(_, y)| y > 0.0) {
@@ -230,12 +235,45 @@ fn over_steps(spec: &Spec, variants: &[Variant]) -> Option<Chart> {
         slug: spec.slug.to_owned(),
         title: spec.title.to_owned(),
         caption: spec.caption.to_owned(),
-        x_label: "step".to_owned(),
+        x_label: x_label(&starts),
         y_label: spec.y_label.to_owned(),
         x: XAxis::Steps,
         y: spec.y,
         series,
+        starts,
     })
+}
+
+/// Where each stage that `curves` come from begins on an axis that lays the stages end to end: one
+/// place for all variants, so a stage is as long as it is in the variant where it is longest.
+fn starts<'a>(variants: &[Variant], curves: impl Iterator<Item = &'a Curve>) -> Vec<(f64, String)> {
+    let mut lengths: Vec<(&str, f64)> = Vec::new();
+    for stage in variants.iter().flat_map(Variant::stages) {
+        if !lengths.iter().any(|(known, _)| *known == stage) {
+            lengths.push((stage, f64::NEG_INFINITY));
+        }
+    }
+    for curve in curves {
+        let last = curve.points.last().map_or(0.0, |point| point.0);
+        if let Some((_, length)) = lengths.iter_mut().find(|(stage, _)| *stage == curve.stage) {
+            *length = length.max(last);
+        }
+    }
+    let mut start = 0.0;
+    let mut starts = Vec::new();
+    for (stage, length) in lengths.into_iter().filter(|(_, length)| *length >= 0.0) {
+        starts.push((start, stage.to_owned()));
+        start += length;
+    }
+    starts
+}
+
+fn start_of(starts: &[(f64, String)], stage: &str) -> f64 {
+    starts.iter().find(|(_, name)| name == stage).map_or(0.0, |(start, _)| *start)
+}
+
+fn x_label(starts: &[(f64, String)]) -> String {
+    if starts.len() > 1 { "step, stage after stage" } else { "step" }.to_owned()
 }
 
 /// (step, low, high) where the metrics hold `KEY_low` and `KEY_high`.
@@ -248,18 +286,15 @@ fn intervals(variant: &Variant, key: &str, stage: &str) -> Vec<(f64, f64, f64)> 
     both.filter(|((a, _), (b, _))| a == b).map(|((x, low), (_, high))| (x, low, high)).collect()
 }
 
-/// pass@k of the first and the last evaluation of each variant.
+/// pass@k before the first and after the last RL of each variant.
 fn pass_at_k(variants: &[Variant]) -> Option<Chart> {
     let mut series = Vec::new();
     for variant in variants {
-        let evaluations = evaluations(variant);
-        let (Some(before), Some(after)) = (evaluations.first(), evaluations.last()) else {
-            continue;
-        };
-        for (label, evaluation) in [("after RL", after), ("before RL", before)] {
-            if label == "before RL" && evaluations.len() == 1 || evaluation.pass.is_empty() {
-                continue;
-            }
+        let trained: Vec<_> = evaluations(variant).into_iter().filter(|it| it.of_rl).collect();
+        let mut ends: Vec<_> = trained.iter().flat_map(|it| &it.evaluations).collect();
+        let (Some(after), before) = (ends.pop(), ends.first()) else { continue };
+        for (label, evaluation) in [("after RL", Some(after)), ("before RL", before.copied())] {
+            let Some(evaluation) = evaluation.filter(|it| !it.pass.is_empty()) else { continue };
             let pass = || evaluation.pass.iter().map(|(&k, estimate)| (f64::from(k), estimate));
             let bounds =
                 pass().filter_map(|(k, pass)| Some((k, pass.interval?.0, pass.interval?.1)));
@@ -283,6 +318,7 @@ fn pass_at_k(variants: &[Variant]) -> Option<Chart> {
         x: XAxis::Doublings,
         y: YAxis::Share,
         series,
+        starts: Vec::new(),
     })
 }
 
@@ -292,18 +328,29 @@ fn by_name(
     variants: usize,
     (prefix, suffix, slug, title, y_label): (&str, &str, &str, &str, &str),
 ) -> Option<Chart> {
-    let mut series = Vec::new();
-    for key in variant.keys(prefix) {
-        let name = key.strip_prefix(prefix).unwrap_or(&key);
-        let name = name.strip_suffix(suffix).unwrap_or(name).replace('_', " ");
-        series.extend(variant.curves(&key).into_iter().map(|curve| Series {
-            group: String::new(),
-            kind: name.clone(),
-            mark: Mark::Noisy,
-            points: curve.points,
-            intervals: Vec::new(),
-        }));
-    }
+    let curves: Vec<(String, Curve)> = variant
+        .keys(prefix)
+        .into_iter()
+        .flat_map(|key| {
+            let name = key.strip_prefix(prefix).unwrap_or(&key);
+            let name = name.strip_suffix(suffix).unwrap_or(name).replace('_', " ");
+            variant.curves(&key).into_iter().map(move |curve| (name.clone(), curve))
+        })
+        .collect();
+    let starts = starts(std::slice::from_ref(variant), curves.iter().map(|it| &it.1));
+    let series: Vec<Series> = curves
+        .into_iter()
+        .map(|(kind, curve)| {
+            let start = start_of(&starts, &curve.stage);
+            Series {
+                group: String::new(),
+                kind,
+                mark: Mark::Noisy,
+                points: curve.points.into_iter().map(|(x, y)| (start + x, y)).collect(),
+                intervals: Vec::new(),
+            }
+        })
+        .collect();
     let of = if variants > 1 { format!(", {}", variant.name) } else { String::new() };
     let file_name: String =
         of.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect();
@@ -311,10 +358,47 @@ fn by_name(
         slug: format!("{slug}{file_name}"),
         title: format!("{title}{of}"),
         caption: "In training batches.".to_owned(),
-        x_label: "step".to_owned(),
+        x_label: x_label(&starts),
         y_label: y_label.to_owned(),
         x: XAxis::Steps,
         y: YAxis::FromZero,
         series,
+        starts,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::run_folder::Line;
+    use super::*;
+
+    #[test]
+    fn stages_are_laid_end_to_end_and_marked() {
+        let line = |stage: &str, step: f64, value: f64| Line {
+            step,
+            stage: stage.to_owned(),
+            values: [("eval/accuracy".to_owned(), value)].into(),
+        };
+        let lines = vec![
+            line("easy", 0.0, 0.1),
+            line("easy", 40.0, 0.5),
+            line("hard", 0.0, 0.2),
+            line("hard", 20.0, 0.6),
+            line("check", 0.0, 0.7),
+        ];
+        let variant = Variant {
+            name: "main".to_owned(),
+            info: serde_json::Map::new(),
+            dir: std::path::PathBuf::new(),
+            lines,
+        };
+        let chart = charts(&[variant]).remove(0);
+        let starts = [(0.0, "easy"), (40.0, "hard"), (60.0, "check")];
+        assert_eq!(chart.starts, starts.map(|(at, stage)| (at, stage.to_owned())));
+        let points: Vec<_> = chart.series.iter().map(|it| it.points.clone()).collect();
+        assert_eq!(
+            points,
+            [vec![(0.0, 0.1), (40.0, 0.5)], vec![(40.0, 0.2), (60.0, 0.6)], vec![(60.0, 0.7)],]
+        );
+    }
 }

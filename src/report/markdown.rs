@@ -41,7 +41,8 @@ pub(super) fn markdown(report: &Report) -> String {
     blocks.push("The first right and wrong reply of each step shown, not picked.".to_owned());
     for variant in &report.replies {
         for step in &variant.steps {
-            blocks.push(format!("### {}, step {}", inline(&variant.variant), step.step));
+            let (name, stage) = (inline(&variant.variant), inline(&step.stage));
+            blocks.push(format!("### {name}, {stage}, step {}", step.step));
             let right = step.rollouts.iter().find(|rollout| rollout.is_right());
             let wrong = step.rollouts.iter().find(|rollout| !rollout.is_right());
             blocks.extend(right.into_iter().chain(wrong).flat_map(sample));

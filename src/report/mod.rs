@@ -94,8 +94,11 @@ pub fn write(run_dir: &Path) -> Result<ReportPaths, ReportError> {
         markdown: run_dir.join("report.md"),
         plots,
     };
-    write_whole(&paths.html, &page::html(&report)?)?;
-    write_whole(&paths.markdown, &markdown::markdown(&report))?;
+    for (path, text) in
+        [(&paths.html, page::html(&report)?), (&paths.markdown, markdown::markdown(&report))]
+    {
+        crate::files::write_atomic(path, text).map_err(|error| io_error(path, error.source))?;
+    }
     Ok(paths)
 }
 
@@ -134,13 +137,6 @@ impl Report {
     }
 }
 
-/// Writes `text` beside `path`, then renames it into place.
-fn write_whole(path: &Path, text: &str) -> Result<(), ReportError> {
-    let partial = path.with_extension("part");
-    fs::write(&partial, text).map_err(|source| io_error(&partial, source))?;
-    fs::rename(&partial, path).map_err(|source| io_error(path, source))
-}
-
 fn io_error(path: &Path, source: io::Error) -> ReportError {
     ReportError::Io { path: path.to_owned(), source }
 }
@@ -171,7 +167,7 @@ mod tests {
             assert!(fs::read(plot).unwrap().starts_with(b"\x89PNG"));
         }
         let mut left = fs::read_dir(dir).unwrap().flatten();
-        assert!(!left.any(|entry| entry.path().extension().is_some_and(|end| end == "part")));
+        assert!(!left.any(|entry| entry.path().extension().is_some_and(|end| end == "partial")));
     }
 
     #[test]

@@ -152,7 +152,8 @@ fn replies(report: &Report) -> String {
             format_args!("<details class=\"variant\"{open}><summary>{name}</summary>\n"),
         );
         for step in &variant.steps {
-            put(&mut html, format_args!("<h3>Step {}</h3><div class=\"cards\">\n", step.step));
+            let (stage, number) = (escaped(&step.stage), step.step);
+            put(&mut html, format_args!("<h3>{stage}, step {number}</h3><div class=\"cards\">\n"));
             step.rollouts.iter().for_each(|rollout| html.push_str(&card(rollout)));
             html.push_str("</div>\n");
         }

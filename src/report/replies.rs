@@ -1,4 +1,4 @@
-//! Sampled replies worth reading: right and wrong ones of the first, middle and last step.
+//! Sampled replies worth reading: right and wrong ones of each stage's first, middle and last step.
 //!
 //! They are the first of their kind in each file, not picked for their looks.
 
@@ -31,6 +31,7 @@ pub(super) struct VariantReplies {
 /// The replies of one step.
 #[derive(Debug)]
 pub(super) struct StepReplies {
+    pub(super) stage: String,
     pub(super) step: u64,
     pub(super) rollouts: Vec<Rollout>,
 }
@@ -72,33 +73,47 @@ impl Rollout {
 
 /// The replies to show of a variant; unreadable files are named in `gaps`.
 pub(super) fn of(variant: &Variant, gaps: &mut Vec<String>) -> Option<VariantReplies> {
-    let mut files = step_files(&variant.dir.join("samples"), "step_");
-    if files.is_empty() {
-        files = step_files(&variant.dir.join("samples"), "eval_step_");
-    }
-    let last = files.len().checked_sub(1)?;
-    let mut chosen = vec![0, last / 2, last];
-    chosen.dedup();
     let mut steps = Vec::new();
-    for nth in chosen {
-        let (step, path) = &files[nth];
-        match first_of_each_kind(path) {
-            Ok(rollouts) if rollouts.is_empty() => {}
-            Ok(rollouts) => steps.push(StepReplies { step: *step, rollouts }),
-            Err(error) => gaps.push(format!("samples of step {step} of {}: {error}", variant.name)),
+    for (stage, dir) in stage_folders(variant) {
+        let files = step_files(&dir);
+        let Some(last) = files.len().checked_sub(1) else { continue };
+        let mut chosen = vec![0, last / 2, last];
+        chosen.dedup();
+        for nth in chosen {
+            let (step, path) = &files[nth];
+            match first_of_each_kind(path) {
+                Ok(rollouts) if rollouts.is_empty() => {}
+                Ok(rollouts) => {
+                    steps.push(StepReplies { stage: stage.clone(), step: *step, rollouts });
+                }
+                Err(error) => gaps
+                    .push(format!("samples of {stage}, step {step}, of {}: {error}", variant.name)),
+            }
         }
     }
     (!steps.is_empty()).then(|| VariantReplies { variant: variant.name.clone(), steps })
 }
 
-/// (step, path) of the sample files whose names are `prefix` and a number, by step.
-fn step_files(dir: &Path, prefix: &str) -> Vec<(u64, PathBuf)> {
+/// The folders of samples with the names of their stages, in the order of the stages.
+fn stage_folders(variant: &Variant) -> Vec<(String, PathBuf)> {
+    let entries = fs::read_dir(variant.dir.join("samples")).into_iter().flatten().flatten();
+    let mut folders: Vec<_> = entries
+        .filter(|entry| entry.path().is_dir())
+        .filter_map(|entry| Some((entry.file_name().into_string().ok()?, entry.path())))
+        .collect();
+    let stages = variant.stages();
+    let position = |name: &String| stages.iter().position(|stage| stage == name);
+    folders.sort_by_key(|(name, _)| (position(name).unwrap_or(stages.len()), name.clone()));
+    folders
+}
+
+/// (step, path) of the sample files in `dir`, by step.
+fn step_files(dir: &Path) -> Vec<(u64, PathBuf)> {
     let entries = fs::read_dir(dir).into_iter().flatten().flatten();
     let mut files: Vec<_> = entries
         .filter_map(|entry| {
             let name = entry.file_name().into_string().ok()?;
-            let step = name.strip_prefix(prefix)?;
-            let step = step.strip_suffix(".jsonl.zst").or(step.strip_suffix(".jsonl"))?;
+            let step = name.strip_prefix("step_")?.strip_suffix(".jsonl.zst")?;
             Some((step.parse().ok()?, entry.path()))
         })
         .collect();
@@ -110,11 +125,7 @@ fn step_files(dir: &Path, prefix: &str) -> Vec<(u64, PathBuf)> {
 fn first_of_each_kind(path: &Path) -> Result<Vec<Rollout>, ReportError> {
     let io_error = |source| ReportError::Io { path: path.to_owned(), source };
     let file = File::open(path).map_err(io_error)?;
-    let reader: Box<dyn Read> = if path.extension().is_some_and(|ending| ending == "zst") {
-        Box::new(zstd::Decoder::new(file).map_err(io_error)?)
-    } else {
-        Box::new(file)
-    };
+    let reader = zstd::Decoder::new(file).map_err(io_error)?;
     let (mut right, mut wrong) = (Vec::new(), Vec::new());
     for row in BufReader::new(reader.take(BYTES_READ)).lines().take(ROLLOUTS_READ) {
         let Ok(Ok(rollout)) = row.map(|row| serde_json::from_str::<Rollout>(&row)) else { break };

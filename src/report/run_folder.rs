@@ -135,6 +135,17 @@ impl Variant {
         self.name.split_once("/seed").map_or(&self.name, |(group, _)| group)
     }
 
+    /// Its stages that have metrics, in order.
+    pub(super) fn stages(&self) -> Vec<&str> {
+        let mut stages: Vec<&str> = Vec::new();
+        for line in &self.lines {
+            if !stages.contains(&line.stage.as_str()) {
+                stages.push(&line.stage);
+            }
+        }
+        stages
+    }
+
     /// The curves of `key`, one for each stage that has it, in the order of the stages.
     pub(super) fn curves(&self, key: &str) -> Vec<Curve> {
         let mut curves: Vec<Curve> = Vec::new();

@@ -43,7 +43,7 @@ pub(super) fn write_emergence(dir: &Path) {
 }
 
 fn write_variant(dir: &Path, name: &str, seed: u64) {
-    fs::create_dir_all(dir.join("samples")).unwrap();
+    fs::create_dir_all(dir.join("samples/rl")).unwrap();
     let role = if name == "main" { "main" } else { "control" };
     let info = json!({"name": name, "status": "done", "role": role, "seed": 0});
     fs::write(dir.join("run.json"), info.to_string()).unwrap();
@@ -127,7 +127,7 @@ fn write_samples(dir: &Path, step: u64, long: bool) {
     }
     let text: String = rows.iter().map(|row| format!("{row}\n")).collect();
     let packed = zstd::encode_all(text.as_bytes(), 3).unwrap();
-    fs::write(dir.join(format!("samples/step_{step:06}.jsonl.zst")), packed).unwrap();
+    fs::write(dir.join(format!("samples/rl/step_{step:06}.jsonl.zst")), packed).unwrap();
 }
 
 fn rollout(step: u64, member: u64, reply: &str, right: bool) -> Value {

@@ -40,10 +40,12 @@ pub(super) struct Evaluation {
     pub(super) pass: BTreeMap<u32, Estimate>,
 }
 
-/// Variants that differ in their seed only.
+/// One stage of variants that differ in their seed only.
 #[derive(Clone, Debug)]
 pub(super) struct Group {
+    /// The variant, and its stage where several were evaluated.
     pub(super) name: String,
+    pub(super) stage: String,
     pub(super) role: Role,
     pub(super) note: Option<String>,
     pub(super) seeds: usize,
@@ -86,7 +88,7 @@ impl Verdict {
         let mut findings = Vec::new();
         for group in &groups {
             let mut sentences = match (group.role, &group.after) {
-                (_, None) => vec!["Evaluated once only, so there is no change to report.".into()],
+                (_, None) => vec![once(&group.before)],
                 (Role::Main, Some(after)) => main_findings(group, after, &groups),
                 (Role::Control, Some(after)) => control_findings(group, after, &groups),
             };
@@ -130,19 +132,51 @@ impl Verdict {
     }
 }
 
-/// The evaluations of a variant, in order of their steps. Lines that only hold the loss of a
-/// supervised stage are none.
-pub(super) fn evaluations(variant: &Variant) -> Vec<Evaluation> {
+/// The evaluations of one stage, in order of their steps.
+#[derive(Clone, Debug)]
+pub(super) struct StageEvaluations {
+    pub(super) stage: String,
+    /// Whether the first and the last tell what RL did: the stage has rollouts.
+    pub(super) of_rl: bool,
+    pub(super) evaluations: Vec<Evaluation>,
+}
+
+/// The evaluations of a variant by stage, in the order of the stages. Every stage has its own
+/// tasks, so those of one are not compared with those of another, unless there are none of RL
+/// itself: then stages that only evaluate stand before and after it.
+pub(super) fn evaluations(variant: &Variant) -> Vec<StageEvaluations> {
+    let mut stages: Vec<StageEvaluations> = Vec::new();
+    for name in variant.stages() {
+        let evaluations = evaluations_of(variant, name);
+        if !evaluations.is_empty() {
+            let of_rl = has_rollouts(variant, name);
+            stages.push(StageEvaluations { stage: name.to_owned(), of_rl, evaluations });
+        }
+    }
+    if !stages.is_empty() && stages.iter().all(|it| !it.of_rl) {
+        let trained = variant.stages().into_iter().find(|stage| has_rollouts(variant, stage));
+        let stage = trained.map_or_else(|| stages[0].stage.clone(), str::to_owned);
+        let evaluations = stages.into_iter().flat_map(|it| it.evaluations).collect();
+        return vec![StageEvaluations { stage, of_rl: true, evaluations }];
+    }
+    stages
+}
+
+fn has_rollouts(variant: &Variant, stage: &str) -> bool {
+    let mut lines = variant.lines.iter().filter(|line| line.stage == stage);
+    lines.any(|line| line.values.keys().any(|key| key.starts_with("rollout/")))
+}
+
+/// Lines that only hold the loss of a supervised stage are none.
+fn evaluations_of(variant: &Variant, stage: &str) -> Vec<Evaluation> {
     let mut evaluations: Vec<Evaluation> = Vec::new();
     let is_evaluation = |key: &String| {
         key == "eval/accuracy" || key == "eval/greedy_accuracy" || key.starts_with("eval/pass@")
     };
-    let mut stage = None;
-    for line in variant.lines.iter().filter(|line| line.values.keys().any(is_evaluation)) {
+    let lines = variant.lines.iter().filter(|line| line.stage == stage);
+    for line in lines.filter(|line| line.values.keys().any(is_evaluation)) {
         // A resumed run evaluates again.
-        let same_stage = stage == Some(&line.stage);
-        stage = Some(&line.stage);
-        while same_stage && evaluations.last().is_some_and(|last| last.step >= line.step) {
+        while evaluations.last().is_some_and(|last| last.step >= line.step) {
             evaluations.pop();
         }
         let value = |key: &str| line.values.get(&format!("eval/{key}")).copied();
@@ -165,44 +199,70 @@ pub(super) fn evaluations(variant: &Variant) -> Vec<Evaluation> {
     evaluations
 }
 
-/// A variant and its evaluations.
-type Seed<'a> = (&'a Variant, Vec<Evaluation>);
+/// A variant and the evaluations of one of its stages.
+type Seed<'a> = (&'a Variant, StageEvaluations);
 
 fn groups(variants: &[Variant]) -> Vec<Group> {
-    let mut members: Vec<(&str, Vec<Seed<'_>>)> = Vec::new();
+    let mut members: Vec<(String, Vec<Seed<'_>>)> = Vec::new();
     for variant in variants {
-        let evaluated = evaluations(variant);
-        if evaluated.is_empty() {
-            continue;
-        }
-        match members.iter_mut().find(|(name, _)| *name == variant.group()) {
-            Some((_, group)) => group.push((variant, evaluated)),
-            None => members.push((variant.group(), vec![(variant, evaluated)])),
+        let stages = evaluations(variant);
+        let several = stages.len() > 1;
+        for evaluated in stages {
+            let name = match several {
+                true => format!("{}, {}", variant.group(), evaluated.stage),
+                false => variant.group().to_owned(),
+            };
+            match members.iter_mut().find(|(known, _)| *known == name) {
+                Some((_, group)) => group.push((variant, evaluated)),
+                None => members.push((name, vec![(variant, evaluated)])),
+            }
         }
     }
-    let several = members.len() > 1;
-    let group = |(name, members): (&str, Vec<Seed<'_>>)| {
-        let first = members[0].0;
+    let several = variants.iter().any(|variant| variant.group() != variants[0].group());
+    let group = |(name, members): (String, Vec<Seed<'_>>)| {
+        let (first, stage) = (members[0].0, members[0].1.stage.clone());
         let role = match text(&first.info, "role") {
             Some("control") => Role::Control,
             Some(_) => Role::Main,
-            None if several && is_control_name(name) => Role::Control,
+            None if several && is_control_name(first.group()) => Role::Control,
             None => Role::Main,
         };
-        let ends: Vec<_> = members.iter().filter(|(_, evaluated)| evaluated.len() > 1).collect();
-        let before: Vec<_> = members.iter().map(|(_, evaluated)| &evaluated[0]).collect();
-        let after: Vec<_> = ends.iter().filter_map(|(_, evaluated)| evaluated.last()).collect();
+        let all = || members.iter().map(|(_, stage)| &stage.evaluations);
+        let before: Vec<_> = all().map(|evaluated| &evaluated[0]).collect();
+        let after: Vec<_> = all().filter_map(|evaluated| evaluated[1..].last()).collect();
         Group {
-            name: name.to_owned(),
+            name,
             role,
             note: text(&first.info, "note").map(str::to_owned),
             seeds: members.len(),
             before: mean(&before),
             after: (after.len() == members.len()).then(|| mean(&after)),
-            warnings: members.iter().flat_map(|(variant, _)| warnings(variant)).collect(),
+            warnings: members.iter().flat_map(|(variant, _)| warnings(variant, &stage)).collect(),
+            stage,
         }
     };
     members.into_iter().map(group).collect()
+}
+
+/// The group of `groups` that is `wanted`, if there is one of the same stage; else any.
+fn counterpart<'a>(
+    stage: &str,
+    groups: &'a [Group],
+    wanted: impl Fn(&Group) -> bool,
+) -> Option<&'a Group> {
+    let same = groups.iter().find(|other| other.stage == stage && wanted(other));
+    same.or_else(|| groups.iter().find(|other| wanted(other)))
+}
+
+/// Of a stage that was evaluated once.
+fn once(evaluation: &Evaluation) -> String {
+    match evaluation.accuracy {
+        Some(accuracy) => format!(
+            "Evaluated once only, so there is no change to report: sampled accuracy {}.",
+            with_interval(accuracy)
+        ),
+        None => "Evaluated once only, so there is no change to report.".to_owned(),
+    }
 }
 
 /// Names by which experiments call their controls where run.json does not say.
@@ -266,7 +326,7 @@ fn main_findings(group: &Group, after: &Evaluation, groups: &[Group]) -> Vec<Str
     });
     if change == Change::Rose {
         sentences.extend(reach(before, after, was, is));
-        let baseline = groups.iter().find(|other| other.name.contains("no_chain"));
+        let baseline = counterpart(&group.stage, groups, |other| other.name.contains("no_chain"));
         if let Some((k, pass)) = baseline.and_then(|other| largest(&other.before)) {
             sentences.push(format!(
                 "To read pass@{k} aright: the control without chains reaches {} before RL, so that \
@@ -388,7 +448,7 @@ fn control_findings(group: &Group, after: &Evaluation, groups: &[Group]) -> Vec<
             format!("did not improve by more than its interval (from {from} to {to})")
         }
     };
-    let main = groups.iter().find(|other| other.role == Role::Main);
+    let main = counterpart(&group.stage, groups, |other| other.role == Role::Main);
     let gain =
         |group: &Group| Some(group.after.as_ref()?.accuracy?.value - group.before.accuracy?.value);
     let main_gain = main.and_then(gain).unwrap_or_default();
@@ -438,9 +498,9 @@ fn control_findings(group: &Group, after: &Evaluation, groups: &[Group]) -> Vec<
 }
 
 /// What in the metrics of training should make a reader careful.
-fn warnings(variant: &Variant) -> Vec<String> {
+fn warnings(variant: &Variant, stage: &str) -> Vec<String> {
     let values = |key: &str| {
-        let curves = variant.curves(key).into_iter();
+        let curves = variant.curves(key).into_iter().filter(|curve| curve.stage == stage);
         curves.flat_map(|curve| curve.points).map(|(_, value)| value).collect::<Vec<_>>()
     };
     let mut warnings = Vec::new();
@@ -543,6 +603,7 @@ fn with_interval(estimate: Estimate) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::super::run_folder::Line;
     use super::*;
 
     fn estimate(value: f64) -> Estimate {
@@ -564,6 +625,7 @@ mod tests {
         };
         Group {
             name: name.to_owned(),
+            stage: "rl".to_owned(),
             role,
             note: None,
             seeds: 1,
@@ -612,6 +674,49 @@ mod tests {
         assert!(said(&[main(), fell]).contains("comes from the reward being right"));
         let rose = group("random_reward", Role::Control, (0.2, 0.9), (0.96, 1.0), (5.0, 19.0));
         assert!(said(&[main(), rose]).contains("cannot be credited"));
+    }
+
+    fn variant(lines: &[(&str, f64, &str, f64)]) -> Variant {
+        let line = |&(stage, step, key, value): &(&str, f64, &str, f64)| Line {
+            step,
+            stage: stage.to_owned(),
+            values: [(key.to_owned(), value)].into(),
+        };
+        Variant {
+            name: "main".to_owned(),
+            info: serde_json::Map::new(),
+            dir: std::path::PathBuf::new(),
+            lines: lines.iter().map(line).collect(),
+        }
+    }
+
+    #[test]
+    fn stages_are_not_compared_with_each_other() {
+        let accuracy = "eval/accuracy";
+        let run = variant(&[
+            ("easy", 0.0, accuracy, 0.1),
+            ("easy", 1.0, "rollout/accuracy", 0.1),
+            ("easy", 9.0, accuracy, 0.9),
+            ("hard", 0.0, accuracy, 0.2),
+            ("hard", 1.0, "rollout/accuracy", 0.1),
+            ("hard", 9.0, accuracy, 0.3),
+            ("other tasks", 0.0, accuracy, 0.05),
+        ]);
+        let (header, rows) = Verdict::of(&[run]).table();
+        assert_eq!(header, ["main, easy", "main, hard", "main, other tasks"]);
+        assert_eq!(rows[0].1, ["0.100 → 0.900", "0.200 → 0.300", "0.050"]);
+        assert_eq!(rows[1].1, ["0 → 9", "0 → 9", "0"]);
+    }
+
+    #[test]
+    fn stages_that_only_evaluate_stand_before_and_after_an_rl_that_does_not() {
+        let run = variant(&[
+            ("before", 0.0, "eval/accuracy", 0.1),
+            ("rl", 1.0, "rollout/accuracy", 0.1),
+            ("after", 0.0, "eval/accuracy", 0.9),
+        ]);
+        let (header, rows) = Verdict::of(&[run]).table();
+        assert_eq!((header, &rows[0].1), (vec!["main".to_owned()], &vec!["0.100 → 0.900".into()]));
     }
 
     #[test]

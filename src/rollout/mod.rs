@@ -1,10 +1,12 @@
 //! Rollouts: episodes played in parallel, judged, and handed to the learner in task order.
 //!
 //! Reading order: [`trajectory`] (what is recorded), [`episode`] (one play of one task), [`pool`]
-//! (threads and channels around it), [`scoring`] (verdicts), [`task_order`] (which task comes when).
+//! (threads and channels around it), [`scoring`] (verdicts), [`task_order`] (which task comes when),
+//! [`sampling`] (what is no way to sample).
 
 pub mod episode;
 pub mod pool;
+pub mod sampling;
 pub mod scoring;
 pub mod task_order;
 pub mod trajectory;

@@ -43,6 +43,8 @@ const INTERRUPT_POLL: Duration = Duration::from_millis(50);
 pub struct PoolLimits {
     /// Worker threads that play episodes.
     pub threads: usize,
+    /// Replies sampled at once.
+    pub slots: usize,
     /// Most episodes in flight, at least the largest group; what is asked for beyond waits.
     pub episodes: usize,
     /// Most replies in one episode.
@@ -119,15 +121,20 @@ enum Event {
 }
 
 impl RolloutPool {
-    /// Starts the threads. `interrupted` makes a waiting call return [`Error::Interrupted`].
+    /// Starts the threads, and an engine that samples with `decoder`'s weights. `interrupted` makes
+    /// a waiting call return [`Error::Interrupted`].
+    ///
+    /// # Errors
+    /// If the model's configuration allows no cache.
     pub fn new(
+        decoder: &Decoder,
+        renderer: &Arc<Renderer>,
         environment: Arc<dyn Environment>,
-        renderer: Arc<Renderer>,
         scoring: Scoring,
-        engine: Engine,
         limits: PoolLimits,
         interrupted: Arc<AtomicBool>,
-    ) -> Self {
+    ) -> Result<Self, Error> {
+        let engine = Engine::new(decoder, Arc::clone(renderer.tokenizer()), limits.slots)?;
         let room = limits.episodes.max(1);
         let (jobs, job_box) = bounded(room);
         let (to_engine, mailbox) = bounded(limits.threads.max(1) * 4);
@@ -138,7 +145,7 @@ impl RolloutPool {
         for number in 0..limits.threads.max(1) {
             let worker = Worker {
                 environment: Arc::clone(&environment),
-                renderer: Arc::clone(&renderer),
+                renderer: Arc::clone(renderer),
                 jobs: job_box.clone(),
                 engine: to_engine.clone(),
                 events: events_in.clone(),
@@ -155,7 +162,7 @@ impl RolloutPool {
             stopping: Arc::clone(&stopping),
         };
         threads.push(spawn("engine", move || loop_.run()));
-        Self {
+        Ok(Self {
             environment,
             scoring,
             limits,
@@ -170,7 +177,12 @@ impl RolloutPool {
             next_group: 0,
             next_episode: 0,
             in_flight: 0,
-        }
+        })
+    }
+
+    /// What is played.
+    pub fn environment(&self) -> &dyn Environment {
+        &*self.environment
     }
 
     /// Samples with `decoder`'s weights from now on.

@@ -22,6 +22,11 @@ pub struct Scoring {
 }
 
 impl Scoring {
+    /// As evaluations judge: by the verdict, and a reply that was cut off is malformed.
+    pub fn by(verifier: Arc<dyn Verifier>) -> Self {
+        Self { verifier, cut_off_is_malformed: true, coin_reward: None }
+    }
+
     /// Judges the siblings of one task. `seed` draws the coins of the control.
     pub fn score(
         &self,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tallow_envs::{Environment, Split};
-use tallow_policies::{Engine, SamplingParams};
+use tallow_policies::SamplingParams;
 use tallow_verifiers::Verifier;
 
 use super::{Stage, StageEntry, rl};
@@ -13,11 +13,12 @@ use crate::config::StageContext;
 use crate::config::document::Table;
 use crate::config::problem::{Fault, Problems};
 use crate::error::Error;
-use crate::evaluation::{self, EvaluationConfig};
+use crate::evaluation::{Evaluation, EvaluationConfig};
 use crate::learner::memory::Demand;
 use crate::model::{ModelSettings, ModelState};
 use crate::renderer::Renderer;
 use crate::rollout::pool::{PoolLimits, RolloutPool};
+use crate::rollout::sampling;
 use crate::rollout::scoring::Scoring;
 use crate::run::StageRun;
 
@@ -73,10 +74,21 @@ fn read(
     let (verifier, verifier_settings) =
         rl::read_verifier(table, environment.as_deref(), context, problems);
     let config: EvalConfig = table.take(problems)?;
-    if config.evaluation.samples == 0 || config.sampling.max_tokens == 0 {
-        let fault = Fault::new("evaluation.samples", "an evaluation without replies")
-            .expected("samples and max_tokens of 1 or more");
+    let mut faults = Vec::new();
+    for (key, value) in
+        [("evaluation.tasks", config.evaluation.tasks), ("max_turns", config.max_turns as u64)]
+    {
+        if value == 0 {
+            faults.push(Fault::new(key, format!("{key} must not be 0")).expected("1 or more"));
+        }
+    }
+    faults.extend(sampling::faults(&config.sampling).into_iter().map(|it| it.within("sampling")));
+    faults.extend(config.evaluation.faults().into_iter().map(|it| it.within("evaluation")));
+    let sound = faults.is_empty();
+    for fault in faults {
         problems.at(table, fault);
+    }
+    if !sound {
         return None;
     }
     Some(Box::new(EvalStage {
@@ -104,7 +116,10 @@ impl Stage for EvalStage {
         let evaluation = &self.config.evaluation;
         vec![
             ("tasks".into(), evaluation.tasks.to_string()),
-            ("replies".into(), (evaluation.tasks as usize * evaluation.samples).to_string()),
+            (
+                "replies".into(),
+                evaluation.tasks.saturating_mul(evaluation.samples as u64).to_string(),
+            ),
         ]
     }
 
@@ -117,36 +132,29 @@ impl Stage for EvalStage {
         let tokenizer = start.tokenizer()?;
         let decoder = start.decoder(run.model(), run.run_seed())?;
         let renderer = Arc::new(Renderer::new(Arc::clone(&tokenizer))?);
-        let engine = Engine::new(&decoder, Arc::clone(&tokenizer), config.slots)?;
         let mut pool = RolloutPool::new(
+            &decoder,
+            &renderer,
             Arc::clone(&self.environment),
-            Arc::clone(&renderer),
-            Scoring {
-                verifier: Arc::clone(&self.verifier),
-                cut_off_is_malformed: true,
-                coin_reward: None,
-            },
-            engine,
+            Scoring::by(Arc::clone(&self.verifier)),
             PoolLimits {
                 threads: run.threads(),
+                slots: config.slots,
                 episodes: config.slots.max(config.evaluation.samples),
                 max_turns: config.max_turns,
                 lockstep: true,
             },
             run.interrupted(),
-        );
-        let plans = evaluation::plans(
-            &config.evaluation,
-            config.split,
-            self.environment.len(config.split),
-            &config.sampling,
-            run.run_seed(),
-            run.seed(),
-        );
-        let bar = run.bar((plans.0.len() + plans.1.len()) as u64, "tasks");
-        let (metrics, groups) =
-            evaluation::evaluate(&mut pool, &config.evaluation, &plans, |it| bar.set(it as u64))?;
-        drop((bar, pool));
+        )?;
+        let evaluation = Evaluation {
+            config: &config.evaluation,
+            split: config.split,
+            sampling: &config.sampling,
+            run_seed: run.run_seed(),
+            seed: run.seed(),
+        };
+        let (metrics, groups) = evaluation.run(&mut pool, |total| run.bar(total, "tasks"))?;
+        drop(pool);
         run.metrics(0, &metrics)?;
         run.samples(0, &groups, None, &renderer)?;
         Ok(ModelState { tokenizer: Some(tokenizer), decoder: Some(decoder) })

@@ -167,7 +167,7 @@ impl Stage for NextTokenStage {
     }
 
     fn derived(&self, model: &ModelSettings) -> Vec<(String, String)> {
-        let most = self.config.batch * self.sequence_tokens(model.context);
+        let most = self.config.batch.saturating_mul(self.sequence_tokens(model.context));
         vec![
             ("documents a step".into(), self.config.batch.to_string()),
             ("tokens a step, at most".into(), most.to_string()),
@@ -181,7 +181,7 @@ impl Stage for NextTokenStage {
 
     fn demand(&self, model: &ModelSettings) -> Option<Demand> {
         let sequence = self.sequence_tokens(model.context);
-        let most = self.config.batch * sequence;
+        let most = self.config.batch.saturating_mul(sequence);
         let micro_batch = self.config.optimizer.micro_batch_tokens.min(most).max(sequence);
         Some(Demand {
             trains: true,

@@ -13,7 +13,7 @@ use std::time::Instant;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tallow_envs::{Environment, Seed, Split};
-use tallow_policies::{Engine, SamplingParams};
+use tallow_policies::SamplingParams;
 use tallow_verifiers::{Outcome, StopReason, Verifier};
 
 use super::{Stage, StageEntry};
@@ -22,12 +22,13 @@ use crate::config::StageContext;
 use crate::config::document::Table;
 use crate::config::problem::{Fault, Problems};
 use crate::error::Error;
-use crate::evaluation::{self, EvaluationConfig};
+use crate::evaluation::{Evaluation, EvaluationConfig};
 use crate::learner::memory::Demand;
 use crate::learner::{Learner, OptimizerConfig, Reuse};
 use crate::model::{ModelSettings, ModelState};
 use crate::renderer::Renderer;
 use crate::rollout::pool::{GroupPlan, PoolLimits, RolloutPool};
+use crate::rollout::sampling;
 use crate::rollout::scoring::Scoring;
 use crate::rollout::task_order::TaskOrder;
 use crate::rollout::trajectory::ScoredGroup;
@@ -131,6 +132,13 @@ impl Default for RlConfig {
             checkpoint_every: 20,
             samples_every: 10,
         }
+    }
+}
+
+impl RlConfig {
+    /// Replies in a batch. Absurd settings are told by the memory plan, so they must not wrap.
+    fn replies(&self) -> usize {
+        self.groups_per_step.saturating_mul(self.group_size)
     }
 }
 
@@ -273,19 +281,28 @@ pub fn read_verifier(
         }
     };
     if let (Some(verifier), Some(environment)) = (&built, environment)
-        && !verifier.reference_kinds().contains(&environment.reference_kind())
+        && let Some(fault) = cannot_judge(&name, &**verifier, environment)
     {
-        let kinds: Vec<String> =
-            verifier.reference_kinds().iter().map(ToString::to_string).collect();
-        let fault =
-            Fault::new("verifier", format!("`{name}` cannot judge this environment's tasks"))
-                .found(format!("references of kind {}", environment.reference_kind()))
-                .expected(kinds.join(" or "));
         problems.at(table, fault);
     }
     let mut settings = options;
     settings["name"] = json!(name);
     (built, settings)
+}
+
+/// The fault of a verifier whose references are not those of the environment's tasks.
+pub fn cannot_judge(
+    name: &str,
+    verifier: &dyn Verifier,
+    environment: &dyn Environment,
+) -> Option<Fault> {
+    let (kinds, given) = (verifier.reference_kinds(), environment.reference_kind());
+    (!kinds.contains(&given)).then(|| {
+        let kinds: Vec<String> = kinds.iter().map(ToString::to_string).collect();
+        Fault::new("verifier", format!("`{name}` cannot judge this environment's tasks"))
+            .found(format!("references of kind {given}"))
+            .expected(kinds.join(" or "))
+    })
 }
 
 /// What cannot work about the settings themselves.
@@ -297,7 +314,6 @@ fn faults(config: &RlConfig, algorithm: &dyn Algorithm) -> Vec<Fault> {
         ("group_size", config.group_size),
         ("epochs", config.epochs),
         ("minibatches", config.minibatches),
-        ("sampling.max_tokens", config.sampling.max_tokens),
         ("rollout.max_turns", config.rollout.max_turns),
         ("optimizer.micro_batch_tokens", config.optimizer.micro_batch_tokens),
     ] {
@@ -316,7 +332,7 @@ fn faults(config: &RlConfig, algorithm: &dyn Algorithm) -> Vec<Fault> {
                 .hint("set group_size = 8"),
         );
     }
-    let replies = config.groups_per_step * config.group_size;
+    let replies = config.replies();
     if config.minibatches > 0 && replies > 0 && !replies.is_multiple_of(config.minibatches) {
         let problem = "the replies of a step do not divide into the minibatches";
         faults.push(
@@ -325,14 +341,18 @@ fn faults(config: &RlConfig, algorithm: &dyn Algorithm) -> Vec<Fault> {
                 .expected("a divisor of groups_per_step × group_size"),
         );
     }
-    if config.sampling.temperature <= 0.0 || !config.sampling.temperature.is_finite() {
+    let sampling_faults = sampling::faults(&config.sampling);
+    let sound_sampling = sampling_faults.is_empty();
+    faults.extend(sampling_faults.into_iter().map(|it| it.within("sampling")));
+    faults.extend(config.evaluation.faults().into_iter().map(|it| it.within("evaluation")));
+    if config.sampling.temperature == 0.0 {
         faults.push(
             Fault::new("sampling.temperature", "training needs replies that differ")
                 .found(config.sampling.temperature.to_string())
                 .expected("a number above 0, such as 1.0"),
         );
     }
-    if !config.sampling.keeps_full_support() {
+    if sound_sampling && !config.sampling.keeps_full_support() {
         faults.push(
             Fault::new("sampling", "truncated sampling biases the importance ratio of training")
                 .expected("top_k = 0, top_p = 1.0 and min_p = 0.0"),
@@ -346,6 +366,13 @@ fn faults(config: &RlConfig, algorithm: &dyn Algorithm) -> Vec<Fault> {
         );
     }
     faults.extend(config.optimizer.faults());
+    if !(0.0..=1.0).contains(&config.rollout.largest_broken_share) {
+        faults.push(
+            Fault::new("rollout.largest_broken_share", "not a share")
+                .found(config.rollout.largest_broken_share.to_string())
+                .expected("a number from 0 to 1"),
+        );
+    }
     if let Some(probability) = config.coin_reward
         && !(0.0..=1.0).contains(&probability)
     {
@@ -360,8 +387,8 @@ fn faults(config: &RlConfig, algorithm: &dyn Algorithm) -> Vec<Fault> {
 
 impl RlStage {
     fn episodes(&self) -> usize {
-        let step = self.config.groups_per_step * self.config.group_size;
-        step * (1 + self.config.rollout.max_staleness as usize)
+        let ahead = self.config.rollout.max_staleness as usize;
+        self.config.replies().saturating_mul(ahead.saturating_add(1))
     }
 
     fn slots(&self) -> usize {
@@ -402,20 +429,17 @@ impl RlStage {
         renderer: &Renderer,
         run: &mut StageRun<'_>,
     ) -> Result<(), Error> {
-        let config = &self.config.evaluation;
-        let seed = run.seed().derive(&[EVALUATION_STREAM, step]);
-        let plans = evaluation::plans(
-            config,
-            Split::Test,
-            self.environment.len(Split::Test),
-            &self.config.sampling,
-            run.run_seed(),
-            seed,
-        );
-        let bar = run.bar((plans.0.len() + plans.1.len()) as u64, "tasks");
-        let (metrics, groups) =
-            evaluation::evaluate(pool, config, &plans, |done| bar.set(done as u64))?;
-        drop(bar);
+        if self.config.evaluation.tasks == 0 {
+            return Ok(());
+        }
+        let evaluation = Evaluation {
+            config: &self.config.evaluation,
+            split: Split::Test,
+            sampling: &self.config.sampling,
+            run_seed: run.run_seed(),
+            seed: run.seed().derive(&[EVALUATION_STREAM, step]),
+        };
+        let (metrics, groups) = evaluation.run(pool, |total| run.bar(total, "tasks"))?;
         run.metrics(step, &metrics)?;
         run.samples(step, &groups, None, renderer)?;
         let shown = |name: &str| metrics.value(name).unwrap_or(f64::NAN);
@@ -498,7 +522,7 @@ impl RlStage {
     }
 
     fn refuse_if_broken(&self, step: u64, groups: &[ScoredGroup]) -> Result<(), Error> {
-        let played = self.config.groups_per_step * self.config.group_size;
+        let played = self.config.replies();
         let environment: Vec<&String> =
             groups.iter().flat_map(|it| &it.environment_errors).collect();
         let verifier: Vec<&String> = groups.iter().flat_map(|it| &it.verifier_errors).collect();
@@ -528,25 +552,28 @@ impl Stage for RlStage {
 
     fn derived(&self, _model: &ModelSettings) -> Vec<(String, String)> {
         let config = &self.config;
-        let replies = config.groups_per_step * config.group_size;
-        let updates = config.epochs * config.minibatches;
+        let replies = config.replies();
+        let updates = config.epochs.saturating_mul(config.minibatches);
         vec![
             ("prompts a step".into(), config.groups_per_step.to_string()),
             ("replies a prompt".into(), config.group_size.to_string()),
             ("replies a step".into(), replies.to_string()),
             (
                 "sampled tokens a step, at most".into(),
-                (replies * config.sampling.max_tokens).to_string(),
+                replies.saturating_mul(config.sampling.max_tokens).to_string(),
             ),
             ("optimizer steps a step".into(), updates.to_string()),
             ("replies an optimizer step".into(), (replies / config.minibatches).to_string()),
-            ("optimizer steps in all".into(), (config.steps * updates as u64).to_string()),
+            (
+                "optimizer steps in all".into(),
+                config.steps.saturating_mul(updates as u64).to_string(),
+            ),
         ]
     }
 
     fn demand(&self, model: &ModelSettings) -> Option<Demand> {
         let sequence = model.context;
-        let most = self.config.groups_per_step * self.config.group_size * sequence;
+        let most = self.config.replies().saturating_mul(sequence);
         Some(Demand {
             trains: true,
             reference: (self.algorithm)().requires().reference,
@@ -579,25 +606,25 @@ impl Stage for RlStage {
             first = checkpoint.step;
             evaluated = state.evaluated;
         }
-        let engine = Engine::new(learner.decoder(), Arc::clone(&tokenizer), self.slots())?;
         let mut pool = RolloutPool::new(
+            learner.decoder(),
+            &renderer,
             Arc::clone(&self.environment),
-            Arc::clone(&renderer),
             Scoring {
                 verifier: Arc::clone(&self.verifier),
                 cut_off_is_malformed: config.cut_off_is_malformed,
                 coin_reward: config.coin_reward,
             },
-            engine,
             PoolLimits {
                 threads: config.rollout.threads.unwrap_or_else(|| run.threads()),
+                slots: self.slots(),
                 // A group plays as a whole: an evaluation's may be larger than a step.
                 episodes: self.episodes().max(config.evaluation.samples),
                 max_turns: config.rollout.max_turns,
                 lockstep: config.rollout.lockstep,
             },
             run.interrupted(),
-        );
+        )?;
         let seed = run.seed();
         let tasks = self.environment.len(Split::Train);
         let mut order = TaskOrder::new(seed.derive(&[TASK_STREAM]), tasks);

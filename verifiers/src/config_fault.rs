@@ -72,9 +72,8 @@ impl ConfigFault {
         known: impl IntoIterator<Item = &'a str>,
     ) -> Self {
         let known: Vec<&str> = known.into_iter().collect();
-        let mut fault = Self::new(key, format!("there is no {noun} called `{name}`"))
-            .found(format!("\"{name}\""))
-            .expected(one_of(&known));
+        let mut fault =
+            Self::new(key, format!("there is no {noun} called `{name}`")).expected(one_of(&known));
         fault.hint = nearest(name, &known).map(|near| format!("did you mean `{near}`?"));
         fault
     }
@@ -100,7 +99,6 @@ impl ConfigFault {
         }
         if let Some((name, known)) = unknown_in(&message, "unknown variant ") {
             let mut fault = Self::new(key, format!("`{name}` is not one of the choices"))
-                .found(format!("\"{name}\""))
                 .expected(one_of(&known));
             fault.hint = nearest(name, &known).map(|near| format!("did you mean `{near}`?"));
             return fault;
@@ -271,8 +269,18 @@ mod tests {
     fn an_unknown_choice_lists_the_choices() {
         check_fault(
             json!({"style": "chian"}),
-            "`style`: `chian` is not one of the choices, found \"chian\", \
-             expected `bare` or `chain` (hint: did you mean `chain`?)",
+            "`style`: `chian` is not one of the choices, expected `bare` or `chain` \
+             (hint: did you mean `chain`?)",
+        );
+    }
+
+    #[test]
+    fn an_unknown_name_is_told_once() {
+        let fault = ConfigFault::unknown_name("name", "verifier", "exat", ["exact", "numeric"]);
+        assert_eq!(
+            fault.to_string(),
+            "`name`: there is no verifier called `exat`, expected `exact` or `numeric` \
+             (hint: did you mean `exact`?)"
         );
     }
 
