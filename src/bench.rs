@@ -40,10 +40,7 @@ impl BenchModel {
         let tokenizer = Arc::new(Tokenizer::from_folder(&folder)?);
         let seed = Seed(seed.unwrap_or(0));
         let decoder = if random_init {
-            let path = folder.join("config.json");
-            let text = std::fs::read_to_string(&path).map_err(|e| Error::file("read", &path, e))?;
-            let config: ModelConfig = serde_json::from_str(&text)
-                .map_err(|e| Error::Data(format!("{}: {e}", path.display())))?;
+            let config = ModelConfig::from_folder(&folder)?;
             Decoder::new(config, &InitOptions::default(), seed.0)?
         } else {
             Decoder::from_folder(&folder)?

@@ -17,6 +17,7 @@ pub mod contract;
 mod decoder;
 pub mod engine;
 mod error;
+mod gguf;
 mod kv_cache;
 mod model_config;
 pub mod models;
@@ -24,9 +25,11 @@ pub mod ops;
 pub mod optimizer;
 mod parameters;
 mod process;
+pub mod rope_scaling;
 pub mod sampling;
 pub mod tokenizer;
 
+pub use checkpoint::holds_model;
 pub use decoder::{CacheSpan, Decoder, TokenScores};
 pub use engine::Engine;
 pub use error::PolicyError;
@@ -37,6 +40,7 @@ pub use optimizer::{
 };
 pub use parameters::{InitOptions, Parameters};
 pub use process::prepare_process;
+pub use rope_scaling::RopeScaling;
 pub use sampling::{Completion, FinishReason, PolicyVersion, Request, SamplingParams};
 pub use tokenizer::Tokenizer;
 

@@ -154,6 +154,6 @@ impl Batch {
 
     fn rotations(&self) -> Arc<Rotations> {
         let positions = self.lengths.iter().copied().max().unwrap_or(0);
-        Arc::new(Rotations::new(self.heads.head_dim, 100.0, positions))
+        Arc::new(Rotations::new(self.heads.head_dim, 100.0, &crate::RopeScaling::None, positions))
     }
 }
