@@ -20,7 +20,7 @@ use crate::algorithms::grpo::GrpoConfig;
 use crate::error::Error;
 use crate::learner::batch::Sequence;
 use crate::learner::{Learner, OptimizerConfig, Reuse};
-use crate::model::model_folder;
+use crate::model::{check_fit, model_folder};
 use crate::rollout::trajectory::{ScoredGroup, ScoredTrajectory, Trajectory, Turn};
 
 /// A model to measure.
@@ -45,6 +45,7 @@ impl BenchModel {
         } else {
             Decoder::from_folder(&folder)?
         };
+        check_fit(&decoder, &tokenizer)?;
         Ok(Self { decoder, tokenizer, seed })
     }
 
