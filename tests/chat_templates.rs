@@ -2,6 +2,8 @@
 //! fixtures/chat_templates/make.py), rows of published models, and, where their tokenizers are at
 //! hand, all of those models' rows and ids.
 
+mod support;
+
 use std::io::Read;
 use std::path::Path;
 
@@ -177,4 +179,60 @@ fn the_date_is_the_same_every_day() {
     assert_eq!(show(python).expect("shown"), "01 Jan 2026|2026-01-01 00:00:00 1 Thursday%");
     let error = show("{{ strftime_now('%Q') }}").expect_err("no such directive");
     assert!(error.contains("directive"), "{error}");
+}
+
+#[test]
+fn options_reach_the_template_from_lines_from_flags_and_from_the_configuration() {
+    let scene = support::Scene::new();
+    scene.run("run", &["--set=rl.steps=1"]);
+    let model = scene.path("run/models/pretrain");
+    let template = "{% for m in messages %}{{ m.content if m.content is string else m.content[0].text }}\
+                    {% endfor %}{% if tools %}+{{ tools | length }}{% endif %}\
+                    {% if enable_thinking is defined and not enable_thinking %}={% endif %}";
+    std::fs::write(model.join("chat_template.jinja"), template).expect("written");
+    let tokenizer = Tokenizer::from_folder(&model).expect("a tokenizer");
+    scene.write(
+        "prompts.jsonl",
+        concat!(
+            r#"{"messages":[{"role":"user","content":"12"}]}"#,
+            "\n",
+            r#"{"messages":[{"role":"user","content":[{"type":"text","text":"34"}]}],"tools":[{},{}]}"#,
+            "\n",
+            r#"{"messages":[{"role":"user","content":"5"}],"chat_template_kwargs":{"enable_thinking":false}}"#,
+            "\n",
+        ),
+    );
+    let prompts = |more: &[&str]| -> Vec<String> {
+        let arguments = [
+            "generate",
+            "-q",
+            "--model",
+            "run/models/pretrain",
+            "--prompts",
+            "prompts.jsonl",
+            "--max-tokens",
+            "1",
+        ];
+        let output = scene.output(arguments.iter().chain(more).copied());
+        let told = support::text(&output.stderr);
+        assert!(output.status.success(), "{told}");
+        let lines = support::text(&output.stdout);
+        let ids = |line: &str| -> Vec<TokenId> {
+            let row: Value = serde_json::from_str(line).expect("JSON");
+            serde_json::from_value(row["prompt_ids"].clone()).expect("ids")
+        };
+        lines.lines().map(|it| tokenizer.decode(&ids(it)).expect("text")).collect()
+    };
+    assert_eq!(prompts(&[]), ["12", "34+2", "5="]);
+    assert_eq!(prompts(&["--template-option", "enable_thinking=false"]), ["12=", "34+2=", "5="]);
+
+    let config = support::TINY.replace(
+        "[[stage]]\nkind = \"tokenizer\"",
+        "[model.chat_template_kwargs]\nenable_thinking = false\n\n[[stage]]\nkind = \"tokenizer\"",
+    );
+    assert_ne!(config, support::TINY);
+    scene.write("tiny.toml", config);
+    scene.run("other", &["--set=rl.steps=1"]);
+    let resolved = scene.read("other/config.resolved.toml");
+    assert!(resolved.contains("enable_thinking = false"), "{resolved}");
 }

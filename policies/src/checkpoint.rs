@@ -25,9 +25,10 @@ const CONFIG: &str = "config.json";
 const WEIGHTS: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 
-/// Whether a model can be read from this path: a folder with a `config.json`, or a GGUF file.
+/// Whether this path is meant as a model: a folder with a `config.json` or a GGUF file in it, or a
+/// GGUF file. Reading it tells what is wrong with it.
 pub fn holds_model(path: &Path) -> bool {
-    path.join(CONFIG).is_file() || matches!(gguf::file_at(path), Ok(Some(_)))
+    path.join(CONFIG).is_file() || !matches!(gguf::file_at(path), Ok(None))
 }
 
 /// Reads configuration and weights from a folder or a GGUF file.

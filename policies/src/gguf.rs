@@ -293,7 +293,9 @@ impl GgufFile {
             let key = format!("tokenizer.ggml.{key}_token_id");
             let Some(id) = self.optional_id(&key)? else { continue };
             let Some(token) = tokens.get(id as usize) else {
-                return Err(self.fault(format!("{key} is {id}, but there are {}", tokens.len())));
+                return Err(
+                    self.fault(format!("{key} is {id}, but there are {} tokens", tokens.len()))
+                );
             };
             if !name.is_empty() {
                 config.insert(name.into(), json!(token));
