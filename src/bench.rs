@@ -20,7 +20,7 @@ use crate::algorithms::grpo::GrpoConfig;
 use crate::error::Error;
 use crate::learner::batch::Sequence;
 use crate::learner::{Learner, OptimizerConfig, Reuse};
-use crate::model::model_folder;
+use crate::model::{check_fit, model_folder};
 use crate::rollout::trajectory::{ScoredGroup, ScoredTrajectory, Trajectory, Turn};
 
 /// A model to measure.
@@ -40,14 +40,12 @@ impl BenchModel {
         let tokenizer = Arc::new(Tokenizer::from_folder(&folder)?);
         let seed = Seed(seed.unwrap_or(0));
         let decoder = if random_init {
-            let path = folder.join("config.json");
-            let text = std::fs::read_to_string(&path).map_err(|e| Error::file("read", &path, e))?;
-            let config: ModelConfig = serde_json::from_str(&text)
-                .map_err(|e| Error::Data(format!("{}: {e}", path.display())))?;
+            let config = ModelConfig::from_folder(&folder)?;
             Decoder::new(config, &InitOptions::default(), seed.0)?
         } else {
             Decoder::from_folder(&folder)?
         };
+        check_fit(&decoder, &tokenizer)?;
         Ok(Self { decoder, tokenizer, seed })
     }
 

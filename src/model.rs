@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use tallow_envs::Seed;
 use tallow_policies::{Decoder, InitOptions, ModelConfig, Sizes, Tokenizer};
 
+use crate::chat_template::TemplateOptions;
 use crate::config::problem::Fault;
 use crate::documents::resolve;
 use crate::error::Error;
@@ -23,9 +24,10 @@ const LARGEST_SIZE: usize = 1 << 24;
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ModelSettings {
-    /// A Hugging Face folder to start from, weights and tokenizer; the sizes below are then its own.
+    /// A Hugging Face folder or a GGUF file to start from, weights and tokenizer; the sizes below
+    /// are then its own.
     pub folder: Option<String>,
-    /// A folder to take only the tokenizer from.
+    /// A folder or a GGUF file to take only the tokenizer from.
     pub tokenizer: Option<String>,
     /// Model family, one of `tallow list models`.
     pub family: String,
@@ -49,6 +51,9 @@ pub struct ModelSettings {
     pub tied_embeddings: bool,
     /// How fresh weights are drawn.
     pub init: InitOptions,
+    /// What the chat template sees in every conversation, such as `enable_thinking = false`.
+    #[serde(skip_serializing_if = "TemplateOptions::is_empty")]
+    pub chat_template_kwargs: TemplateOptions,
 }
 
 impl Default for ModelSettings {
@@ -67,6 +72,7 @@ impl Default for ModelSettings {
             norm_eps: 1e-6,
             tied_embeddings: true,
             init: InitOptions::default(),
+            chat_template_kwargs: TemplateOptions::new(),
         }
     }
 }
@@ -100,12 +106,13 @@ impl ModelSettings {
         let mut faults = Vec::new();
         for (key, path) in [("folder", &self.folder), ("tokenizer", &self.tokenizer)] {
             let Some(path) = path else { continue };
+            let place = resolve(path, folder);
             let wanted = if key == "folder" { "config.json" } else { "tokenizer.json" };
-            if !resolve(path, folder).join(wanted).is_file() {
+            if !place.join(wanted).is_file() && !tallow_policies::holds_model(&place) {
                 faults.push(
                     Fault::new(key, "no model folder there")
                         .found(path.as_str())
-                        .expected(format!("a folder with {wanted}")),
+                        .expected(format!("a folder with {wanted}, or a .gguf file")),
                 );
             }
         }
@@ -217,16 +224,16 @@ impl ModelState {
         Ok(state)
     }
 
-    /// A model folder as a state; the weights may be absent (a tokenizer stage leaves none).
+    /// A model folder or GGUF file as a state; the weights may be absent (a tokenizer stage leaves
+    /// none).
     ///
     /// # Errors
     /// If a file that is there is damaged.
     pub fn load(folder: &Path) -> Result<Self, Error> {
         let tokenizer = Some(Arc::new(Tokenizer::from_folder(folder)?));
-        let decoder = if folder.join("config.json").exists() {
-            Some(Decoder::from_folder(folder)?)
-        } else {
-            None
+        let decoder = match tallow_policies::holds_model(folder) {
+            true => Some(Decoder::from_folder(folder)?),
+            false => None,
         };
         Ok(Self { tokenizer, decoder })
     }
@@ -272,28 +279,43 @@ impl ModelState {
                 Decoder::new(config, &settings.init, seed.derive(&[WEIGHT_STREAM]).0)?
             }
         };
-        let (rows, ids) = (decoder.config().vocab_size, tokenizer.vocabulary_size());
-        if rows < ids {
-            return Err(Error::Data(format!(
-                "the model embeds {rows} tokens but its tokenizer has {ids}: they do not belong \
-                 together"
-            )));
-        }
+        check_fit(&decoder, &tokenizer)?;
         Ok(decoder)
     }
 }
 
-/// Where a model folder named on the command line is.
+/// Refuses a tokenizer with ids that the model has no row for.
+///
+/// # Errors
+/// If there are such ids.
+pub fn check_fit(decoder: &Decoder, tokenizer: &Tokenizer) -> Result<(), Error> {
+    let (rows, ids) = (decoder.config().vocab_size, tokenizer.vocabulary_size());
+    if rows < ids {
+        return Err(Error::Data(format!(
+            "the model embeds {rows} tokens (vocab_size) but its tokenizer has ids up to {}: they \
+             do not belong together",
+            ids - 1
+        )));
+    }
+    Ok(())
+}
+
+/// Where a model named on the command line is: a Hugging Face folder, a GGUF file, or a folder with
+/// one.
 ///
 /// # Errors
 /// If there is none.
 pub fn model_folder(path: &Path) -> Result<PathBuf, Error> {
-    if path.join("config.json").is_file() {
-        Ok(path.to_path_buf())
-    } else {
-        Err(Error::usage(
-            format!("{} is no model folder: it has no config.json", path.display()),
-            "give a Hugging Face folder, or models/STAGE of a run",
-        ))
+    if tallow_policies::holds_model(path) {
+        return Ok(path.to_path_buf());
     }
+    let problem = match (path.is_dir(), path.exists()) {
+        (true, _) => "is no model folder: it has no config.json and no .gguf file",
+        (false, true) => "is no model: neither a folder nor a .gguf file",
+        (false, false) => "is not there",
+    };
+    Err(Error::usage(
+        format!("{} {problem}", path.display()),
+        "give a Hugging Face folder, a .gguf file, or models/STAGE of a run",
+    ))
 }

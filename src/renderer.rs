@@ -7,10 +7,11 @@
 
 use std::sync::Arc;
 
+use serde_json::Value;
 use tallow_policies::{TokenId, Tokenizer};
-use tallow_verifiers::{Message, Role};
+use tallow_verifiers::Message;
 
-use crate::chat_template::ChatTemplate;
+use crate::chat_template::{ChatTemplate, TemplateOptions};
 use crate::error::Error;
 
 /// Stands for the sampled reply when the text between two replies is rendered.
@@ -20,6 +21,7 @@ const PLACEHOLDER: &str = "\u{2}reply\u{3}";
 pub struct Renderer {
     tokenizer: Arc<Tokenizer>,
     template: Option<ChatTemplate>,
+    options: TemplateOptions,
 }
 
 /// A rendered conversation: ids, and for each whether a reply's author writes it.
@@ -44,8 +46,19 @@ impl Renderer {
     /// # Errors
     /// If the template is not valid Jinja.
     pub fn new(tokenizer: Arc<Tokenizer>) -> Result<Self, Error> {
+        Self::with_options(tokenizer, TemplateOptions::new())
+    }
+
+    /// The same with options that the template sees in every conversation.
+    ///
+    /// # Errors
+    /// If the template is not valid Jinja.
+    pub fn with_options(
+        tokenizer: Arc<Tokenizer>,
+        options: TemplateOptions,
+    ) -> Result<Self, Error> {
         let template = ChatTemplate::of(&tokenizer)?;
-        Ok(Self { tokenizer, template })
+        Ok(Self { tokenizer, template, options })
     }
 
     /// The tokenizer underneath.
@@ -58,76 +71,126 @@ impl Renderer {
     /// # Errors
     /// If the template or the tokenizer refuses the messages.
     pub fn prompt(&self, messages: &[Message]) -> Result<Vec<TokenId>, Error> {
-        match &self.template {
-            Some(template) => Ok(self.tokenizer.encode(&template.render(messages, true)?)?),
-            None => Ok(self.tokenizer.encode(&joined(messages))?),
-        }
+        self.prompt_of(&as_values(messages), &TemplateOptions::new())
+    }
+
+    /// The same for messages as JSON, whose contents may be lists of parts, with tool calls and
+    /// whatever the template reads; `options` come before the renderer's own.
+    ///
+    /// # Errors
+    /// If the template or the tokenizer refuses the messages.
+    pub fn prompt_of(
+        &self,
+        messages: &[Value],
+        options: &TemplateOptions,
+    ) -> Result<Vec<TokenId>, Error> {
+        let text = match &self.template {
+            Some(template) => template.render(messages, true, &self.with(options))?,
+            None => joined(messages)?,
+        };
+        Ok(self.tokenizer.encode(&text)?)
     }
 
     /// Ids between a sampled reply and the next one, which holds `new` messages.
     ///
-    /// `ended` says whether the reply's last id was an end token; if not, the turn is closed here.
+    /// They do not depend on what was said before, so nothing is rendered twice: a template that
+    /// shows earlier turns differently (Qwen3's leaves out what was thought) cannot change ids that
+    /// were sampled. `ended` says whether the reply's last id was an end token; if not, the turn is
+    /// closed here.
     ///
     /// # Errors
-    /// If the template does not keep what it rendered before when messages are added.
+    /// If the template does not show an assistant's reply as given.
     pub fn continuation(&self, new: &[Message], ended: bool) -> Result<Vec<TokenId>, Error> {
+        self.continuation_of(&as_values(new), ended, &TemplateOptions::new())
+    }
+
+    fn continuation_of(
+        &self,
+        new: &[Value],
+        ended: bool,
+        options: &TemplateOptions,
+    ) -> Result<Vec<TokenId>, Error> {
         let Some(template) = &self.template else {
-            return Ok(self.tokenizer.encode(&joined(new))?);
+            return Ok(self.tokenizer.encode(&joined(new)?)?);
         };
-        let mut messages = vec![Message::user("x"), Message::assistant(PLACEHOLDER)];
+        let mut messages = as_values(&[Message::user("x"), Message::assistant(PLACEHOLDER)]);
         messages.extend_from_slice(new);
-        let text = template.render(&messages, true)?;
+        let text = template.render(&messages, true, &self.with(options))?;
         let Some((_, rest)) = text.split_once(PLACEHOLDER) else {
             return Err(Error::Template("it does not show the assistant's reply as given".into()));
         };
         let mut ids = self.tokenizer.encode(rest)?;
-        if ended && ids.first().is_some_and(|it| self.tokenizer.end_ids().contains(it)) {
-            ids.remove(0);
+        if ended && let Some(end) = self.first_end(&ids) {
+            // Some templates put a space between a reply and the token that ends it.
+            let before = self.tokenizer.decode_with_specials(&ids[..end])?;
+            if before.trim().is_empty() {
+                ids.drain(..=end);
+            }
         }
         Ok(ids)
     }
 
-    /// Ids of a whole conversation with the replies marked, as SFT trains on it. Its prefix up to a
-    /// reply is exactly what [`prompt`](Self::prompt) gives for the messages before.
+    /// Ids of a whole conversation with the replies marked, as SFT trains on it: the ids that
+    /// sampling would have seen, turn by turn, had the policy written the replies. A reply is what
+    /// the template shows for it while it is the last message, so what was thought stays.
     ///
     /// # Errors
-    /// If the template rewrites earlier turns (training on it would not match sampling).
+    /// If a reply does not follow what the template writes to ask for one.
     pub fn conversation(&self, messages: &[Message]) -> Result<Rendered, Error> {
+        self.conversation_of(&as_values(messages), &TemplateOptions::new())
+    }
+
+    /// The same for messages as JSON, see [`prompt_of`](Self::prompt_of).
+    ///
+    /// # Errors
+    /// If a reply does not follow what the template writes to ask for one.
+    pub fn conversation_of(
+        &self,
+        messages: &[Value],
+        options: &TemplateOptions,
+    ) -> Result<Rendered, Error> {
         let mut rendered = Rendered::default();
+        let is_reply = |it: &Value| it["role"] == "assistant";
         let Some(template) = &self.template else {
             for message in messages {
-                let is_reply = message.role == Role::Assistant;
-                rendered.push(&self.tokenizer.encode(&message.content)?, is_reply);
-                if is_reply {
+                let ids = self.tokenizer.encode(&content(message)?)?;
+                rendered.push(&ids, is_reply(message));
+                if is_reply(message) {
                     rendered.push(&[self.tokenizer.end_id()], true);
                 }
             }
             return Ok(rendered);
         };
-        let mut text = String::new();
-        for (index, message) in messages.iter().enumerate() {
-            if message.role != Role::Assistant {
-                continue;
-            }
-            let before = template.render(&messages[..index], true)?;
-            let after = template.render(&messages[..=index], false)?;
-            let (Some(prompt), Some(reply)) =
-                (before.strip_prefix(&text), after.strip_prefix(&before))
-            else {
-                return Err(Error::Template(
-                    "it rewrites earlier turns when a message is added, so what is trained on \
-                     would not be what is sampled"
-                        .into(),
-                ));
+        let all = self.with(options);
+        // Where the messages after the last reply begin, whether an end token ended it, and what
+        // the template writes after that token.
+        let mut after_reply: Option<(usize, bool)> = None;
+        let mut closing = Vec::new();
+        for (index, _) in messages.iter().enumerate().filter(|it| is_reply(it.1)) {
+            let before = template.render(&messages[..index], true, &all)?;
+            let whole = template.render(&messages[..=index], false, &all)?;
+            let Some(reply) = whole.strip_prefix(&before) else {
+                return Err(Error::Template(format!(
+                    "it shows message {} otherwise than after the text that asks for a reply, so \
+                     what is trained on would not be what is sampled",
+                    index + 1
+                )));
             };
-            rendered.push(&self.tokenizer.encode(prompt)?, false);
+            match after_reply {
+                None => rendered.push(&self.tokenizer.encode(&before)?, false),
+                Some((start, ended)) => {
+                    let new = &messages[start..index];
+                    rendered.push(&self.continuation_of(new, ended, options)?, false);
+                }
+            }
             let reply = self.tokenizer.encode(reply)?;
-            let end = reply.iter().position(|it| self.tokenizer.end_ids().contains(it));
+            let end = self.first_end(&reply);
             let (said, rest) = reply.split_at(end.map_or(reply.len(), |it| it + 1));
             rendered.push(said, true);
-            rendered.push(rest, false);
-            text = after;
+            closing = rest.to_vec();
+            after_reply = Some((index + 1, end.is_some()));
         }
+        rendered.push(&closing, false);
         Ok(rendered)
     }
 
@@ -138,10 +201,37 @@ impl Renderer {
     pub fn reply_text(&self, tokens: &[TokenId]) -> Result<String, Error> {
         Ok(self.tokenizer.decode(tokens)?)
     }
+
+    fn first_end(&self, ids: &[TokenId]) -> Option<usize> {
+        ids.iter().position(|it| self.tokenizer.end_ids().contains(it))
+    }
+
+    fn with(&self, more: &TemplateOptions) -> TemplateOptions {
+        let mut all = self.options.clone();
+        all.extend(more.clone());
+        all
+    }
 }
 
-fn joined(messages: &[Message]) -> String {
-    messages.iter().map(|it| it.content.as_str()).collect()
+fn as_values(messages: &[Message]) -> Vec<Value> {
+    let value = |it: &Message| serde_json::json!({"role": it.role, "content": it.content});
+    messages.iter().map(value).collect()
+}
+
+fn joined(messages: &[Value]) -> Result<String, Error> {
+    messages.iter().map(content).collect()
+}
+
+/// What a message says: its content, or the texts of the content's parts.
+fn content(message: &Value) -> Result<String, Error> {
+    let text = |it: &Value| it.as_str().map(str::to_owned);
+    let said = match &message["content"] {
+        Value::Array(parts) => parts.iter().map(|it| text(it.get("text")?)).collect(),
+        content => text(content),
+    };
+    said.ok_or_else(|| {
+        Error::Data(format!("a message needs a `content` of text or parts of text: {message}"))
+    })
 }
 
 #[cfg(test)]

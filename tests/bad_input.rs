@@ -4,7 +4,7 @@
 
 mod support;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use support::{Scene, TINY, skipped, text};
@@ -321,6 +321,145 @@ fn damaged_models_are_named_with_the_fault() {
         check_told(&output, 1, 1, &[&format!("model/{name}"), fault]);
         std::fs::write(&file, whole).expect("a whole file");
     }
+}
+
+/// A model folder of a tiny run, for tests to damage.
+fn sound_model(scene: &Scene) -> PathBuf {
+    scene.run("run", &["--set=rl.steps=1"]);
+    let model = scene.path("run/models/pretrain");
+    scene.write("texts.jsonl", "{\"text\":\"1+2=3\"}\n");
+    let output =
+        scene.output(["score", "-q", "--model", "run/models/pretrain", "--data", "texts.jsonl"]);
+    check_told(&output, 0, 0, &[]);
+    model
+}
+
+/// `tallow score --model MODEL` must fail with one error that holds all parts.
+fn check_model_refused(scene: &Scene, model: &str, status: i32, parts: &[&str]) {
+    let output = scene.output(["score", "-q", "--model", model, "--data", "texts.jsonl"]);
+    check_told(&output, status, 1, parts);
+}
+
+#[test]
+fn weights_that_are_not_the_configs_are_named() {
+    let scene = Scene::new();
+    let model = sound_model(&scene);
+    let file = model.join("model.safetensors");
+    let whole = std::fs::read(&file).expect("weights");
+    let name = "model.layers.0.mlp.up_proj.weight";
+    let tensors =
+        || candle_core::safetensors::load(&file, &candle_core::Device::Cpu).expect("weights");
+    let sound = tensors();
+    let refused = |parts: &[&str]| check_model_refused(&scene, "run/models/pretrain", 1, parts);
+
+    let mut fewer = sound.clone();
+    fewer.remove(name);
+    candle_core::safetensors::save(&fewer, &file).expect("saved");
+    refused(&[&format!("tensor {name} is missing (1 in all)")]);
+
+    let mut other = sound.clone();
+    let turned = other[name].t().and_then(|it| it.contiguous()).expect("turned");
+    other.insert(name.into(), turned);
+    candle_core::safetensors::save(&other, &file).expect("saved");
+    refused(&["model.safetensors", name, "has shape [16, 32], expected [32, 16]"]);
+    std::fs::write(&file, &whole).expect("a whole file");
+
+    let config = model.join("config.json");
+    let text = std::fs::read_to_string(&config).expect("a config");
+    for (from, to, parts) in [
+        ("\"llama\"", "\"mamba\"", ["\"mamba\"", "which knows llama, qwen2, qwen3"]),
+        ("\"vocab_size\": 16", "\"vocab_size\": 12", ["embed_tokens", "expected [12, 16]"]),
+        (
+            "\"hidden_act\"",
+            "\"rope_scaling\": {\"rope_type\": \"dynamic\", \"factor\": 2.0}, \"hidden_act\"",
+            ["\"dynamic\" is not computed", "default, linear, llama3 and yarn"],
+        ),
+    ] {
+        assert!(text.contains(from), "{from} in {text}");
+        std::fs::write(&config, text.replace(from, to)).expect("written");
+        refused(&parts);
+    }
+}
+
+#[test]
+fn shards_and_their_index_must_agree() {
+    let scene = Scene::new();
+    let model = sound_model(&scene);
+    let file = model.join("model.safetensors");
+    let sound = candle_core::safetensors::load(&file, &candle_core::Device::Cpu).expect("weights");
+    std::fs::remove_file(&file).expect("removed");
+    let mut names: Vec<&String> = sound.keys().collect();
+    names.sort();
+    let mut map = serde_json::Map::new();
+    for (index, half) in names.chunks(names.len().div_ceil(2)).enumerate() {
+        let shard = format!("model-0000{}-of-00002.safetensors", index + 1);
+        let part: std::collections::HashMap<_, _> =
+            half.iter().map(|it| ((*it).clone(), sound[*it].clone())).collect();
+        candle_core::safetensors::save(&part, model.join(&shard)).expect("saved");
+        map.extend(half.iter().map(|it| ((*it).clone(), shard.clone().into())));
+    }
+    let write_index = |map: &serde_json::Map<String, serde_json::Value>| {
+        let index = serde_json::json!({"metadata": {}, "weight_map": map});
+        std::fs::write(model.join("model.safetensors.index.json"), index.to_string())
+            .expect("written");
+    };
+    let refused = |parts: &[&str]| check_model_refused(&scene, "run/models/pretrain", 1, parts);
+    write_index(&map);
+    let output =
+        scene.output(["score", "-q", "--model", "run/models/pretrain", "--data", "texts.jsonl"]);
+    check_told(&output, 0, 0, &[]);
+
+    let mut odd = map.clone();
+    odd.insert("model.layers.7.ghost".into(), "model-00001-of-00002.safetensors".into());
+    write_index(&odd);
+    refused(&[
+        "model-00001-of-00002.safetensors",
+        "tensor model.layers.7.ghost is missing",
+        "index.json",
+    ]);
+    odd.insert("model.layers.7.ghost".into(), "../model-00001-of-00002.safetensors".into());
+    write_index(&odd);
+    refused(&["index.json", "is no plain file name"]);
+    write_index(&map);
+    std::fs::remove_file(model.join("model-00002-of-00002.safetensors")).expect("removed");
+    refused(&["index.json", "shard model-00002-of-00002.safetensors is not in the folder"]);
+}
+
+#[test]
+fn a_tokenizer_with_ids_that_the_model_has_no_rows_for_is_refused() {
+    let scene = Scene::new();
+    let model = sound_model(&scene);
+    let letters: String = ('a'..='z').chain('0'..='9').collect();
+    let tokenizer =
+        tallow_policies::Tokenizer::of_characters([letters.as_str()], None).expect("made");
+    tokenizer.save_folder(&model).expect("saved");
+    let parts = ["the model embeds ", "(vocab_size)", "its tokenizer has ids up to 38"];
+    check_model_refused(&scene, "run/models/pretrain", 1, &parts);
+    let arguments = ["bench", "train", "--model", "run/models/pretrain"];
+    check_told(&scene.output(arguments), 1, 1, &parts);
+    scene.write(
+        "tiny.toml",
+        format!("name = \"m\"\n[model]\nfolder = \"run/models/pretrain\"\n{}", from_stage("rl")),
+    );
+    check_told(&scene.output(["run", "tiny.toml", "-q", "--out", "again"]), 1, 1, &parts);
+}
+
+#[test]
+fn what_is_no_model_is_told_as_such() {
+    let scene = Scene::new();
+    scene.write("texts.jsonl", "{\"text\":\"1+2=3\"}\n");
+    let hint = "hint: give a Hugging Face folder, a .gguf file, or models/STAGE of a run";
+    check_model_refused(&scene, "nowhere", 2, &["nowhere is not there", hint]);
+    check_model_refused(&scene, "texts.jsonl", 2, &["neither a folder nor a .gguf file", hint]);
+    std::fs::create_dir(scene.path("empty")).expect("a new folder");
+    check_model_refused(&scene, "empty", 2, &["no config.json and no .gguf file", hint]);
+    scene.write("model.gguf", b"GGUF, and nothing that belongs to it");
+    check_model_refused(&scene, "model.gguf", 1, &["model.gguf", "not a whole GGUF file"]);
+    scene.write("other.gguf", b"PK, and nothing that belongs to it");
+    check_model_refused(&scene, "other.gguf", 1, &["other.gguf", "not a whole GGUF file"]);
+    let folder = scene.path("");
+    let folder = folder.to_str().expect("plain characters");
+    check_model_refused(&scene, folder, 1, &["several GGUF files (model.gguf, other.gguf)"]);
 }
 
 /// Interrupts a run by a learning rate of no use, and leaves two checkpoints of the stage rl.

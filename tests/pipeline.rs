@@ -1,5 +1,5 @@
 //! Paths through the whole program that no other test takes: rollouts that run ahead of the learner,
-//! a multi-turn episode token by token, a policy that must learn, and the smoke experiment.
+//! multi-turn episodes token by token, a policy that must learn, and the smoke experiment.
 
 mod support;
 
@@ -197,4 +197,106 @@ fn a_tool_call_is_answered_and_only_sampled_tokens_are_marked_as_such() {
     assert_eq!(sampled, [call.to_string(), gold]);
     assert_eq!(trajectory.logprobs().len(), trajectory.sampled_tokens());
     assert_eq!(trajectory.versions, 3..=3);
+}
+
+/// A tokenizer of `fixtures/tokenizers`.
+fn published(name: &str) -> Arc<Tokenizer> {
+    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tokenizers");
+    Arc::new(Tokenizer::from_folder(&folder.join(name)).expect("a tokenizer"))
+}
+
+#[test]
+fn a_later_turn_is_the_ids_so_far_whatever_the_template_does_to_history() {
+    let context = BuildContext { folder: PathBuf::from("."), seed: Seed(1) };
+    let environment = Registry::builtin()
+        .environments
+        .build("calculator", serde_json::json!({}), &context)
+        .expect("the defaults are valid");
+    for (name, options) in [
+        ("smollm2", serde_json::json!({})),
+        ("qwen3", serde_json::json!({})),
+        ("qwen3", serde_json::json!({"enable_thinking": false})),
+    ] {
+        let tokenizer = published(name);
+        let options = options.as_object().expect("an object").clone();
+        let thinks = options.is_empty();
+        let renderer = Renderer::with_options(Arc::clone(&tokenizer), options).expect("a template");
+        let plan = EpisodePlan {
+            id: 0,
+            group: 0,
+            member: 0,
+            task: Arc::new(environment.task(Split::Train, 0).expect("a task")),
+            params: Arc::new(SamplingParams::default()),
+            seed: Seed(5),
+            max_turns: 4,
+        };
+        let (mut episode, Next::Reply(first)) =
+            LiveEpisode::start(plan, &*environment, &renderer).expect("the episode opens")
+        else {
+            panic!("an episode begins with a reply");
+        };
+        let mut seen = first.prompt.to_vec();
+        for turn in 0..3 {
+            // Letter by letter: no tokenizer cuts text so, and encoding it again would show.
+            let text = format!("<think>\nwhat is it, {turn}?\n</think>\n\n<calc>12*{turn}</calc>");
+            let mut sampled: Vec<u32> = text
+                .chars()
+                .flat_map(|it| tokenizer.encode(&it.to_string()).expect("a letter"))
+                .collect();
+            assert_ne!(sampled, tokenizer.encode(&text).expect("encoded"));
+            sampled.push(tokenizer.end_id());
+            let completion = Completion {
+                logprobs: vec![-0.5; sampled.len()],
+                kept_masses: Vec::new(),
+                tokens: sampled.clone(),
+                finish: FinishReason::Stop,
+                versions: 0..=0,
+            };
+            let next = episode.reply(completion, &renderer).expect("played");
+            let Next::Reply(request) = next else { panic!("a tool call goes on") };
+            seen.extend(sampled);
+            let (before, added) = request.prompt.split_at(seen.len());
+            assert_eq!(before, seen, "{name}, turn {turn}: earlier ids are kept");
+            let added = tokenizer.decode_with_specials(added).expect("text");
+            assert!(added.starts_with("\n<|im_start|>"), "{name}: {added:?}");
+            assert!(added.contains(&(12 * turn).to_string()), "{name}: {added:?}");
+            assert_eq!(added.matches("<|im_end|>").count(), 1, "{name}: {added:?}");
+            let opened = if name == "qwen3" && !thinks { "<think>\n\n</think>\n\n" } else { "" };
+            let end = format!("<|im_start|>assistant\n{opened}");
+            assert!(added.ends_with(&end), "{name}: {added:?}");
+            seen = request.prompt.to_vec();
+        }
+    }
+}
+
+#[test]
+fn training_on_a_conversation_sees_what_sampling_would_have_seen() {
+    use tallow_verifiers::Message;
+    let tokenizer = published("qwen3");
+    let renderer = Renderer::new(Arc::clone(&tokenizer)).expect("a template");
+    let replies = ["<think>\none and one\n</think>\n\n2", "<think>\nless\n</think>\n\n1"];
+    let messages = [
+        Message::user("1+1?"),
+        Message::assistant(replies[0]),
+        Message::user("minus 1?"),
+        Message::assistant(replies[1]),
+    ];
+    let rendered = renderer.conversation(&messages).expect("rendered");
+    // The same by hand, as an episode does it.
+    let reply = |it: &str| tokenizer.encode(&format!("{it}<|im_end|>")).expect("encoded");
+    let mut ids = renderer.prompt(&messages[..1]).expect("a prompt");
+    let mut is_reply = vec![false; ids.len()];
+    ids.extend(reply(replies[0]));
+    is_reply.resize(ids.len(), true);
+    ids.extend(renderer.continuation(&messages[2..3], true).expect("a continuation"));
+    is_reply.resize(ids.len(), false);
+    ids.extend(reply(replies[1]));
+    is_reply.resize(ids.len(), true);
+    assert_eq!(rendered.tokens[..ids.len()], ids);
+    assert_eq!(rendered.is_reply[..ids.len()], is_reply);
+    assert_eq!(tokenizer.decode(&rendered.tokens[ids.len()..]).expect("text"), "\n");
+    // Rendering it at once would have left the first thought out.
+    let whole = renderer.prompt(&messages[..3]).expect("a prompt");
+    assert!(!tokenizer.decode(&whole).expect("text").contains("one and one"));
+    assert!(tokenizer.decode(&ids).expect("text").contains("one and one"));
 }

@@ -2,7 +2,8 @@
 //! ids, log-probabilities and greedy continuations.
 //!
 //! The weights (540 MB) are not in the repository. Set `TALLOW_SMOLLM2` to a folder with the f32
-//! model to run this; without it the test says so and passes.
+//! model to run this, and `TALLOW_SMOLLM2_GGUF` to the file that it was converted from; without
+//! them the tests say so and pass.
 
 mod support;
 
@@ -77,5 +78,62 @@ fn smollm2_renders_scores_and_continues_as_in_transformers() {
         for (got, want) in reply.logprobs.iter().zip(first) {
             assert!((f64::from(*got) - want).abs() < 1e-3, "{name}: {got} instead of {want}");
         }
+    }
+}
+
+#[test]
+fn the_gguf_file_gives_the_model_that_it_was_converted_to() {
+    let path = |name| std::env::var_os(name).map(PathBuf::from);
+    let (Some(folder), Some(file)) = (path("TALLOW_SMOLLM2"), path("TALLOW_SMOLLM2_GGUF")) else {
+        eprintln!(
+            "SKIPPED: set TALLOW_SMOLLM2 to a folder with SmolLM2-135M-Instruct in f32, and \
+             TALLOW_SMOLLM2_GGUF to the GGUF file that it was converted from"
+        );
+        return;
+    };
+    let expected = ModelState::load(&folder).expect("the folder loads");
+    let found = ModelState::load(&file).expect("the file loads");
+    let saved = tempfile::tempdir().expect("a folder");
+    found.save(saved.path()).expect("saved");
+    let again = ModelState::load(saved.path()).expect("the saved folder loads");
+    let decoder = expected.decoder.as_ref().expect("weights");
+    let tokenizer = expected.tokenizer().expect("a tokenizer");
+    let renderer = Renderer::new(Arc::clone(&tokenizer)).expect("a template");
+    let prose = std::fs::read_to_string(file!()).expect("this file");
+    let messages = [Message::system("Be brief."), Message::user("12 + 345 = ?")];
+    for state in [found, again] {
+        let other = state.decoder.as_ref().expect("weights");
+        assert_eq!(other.config(), decoder.config());
+        let values = |it: &candle_core::Tensor| -> Vec<f32> {
+            it.flatten_all().and_then(|it| it.to_vec1()).expect("values")
+        };
+        assert_eq!(other.parameters().len(), decoder.parameters().len());
+        for (name, variable) in decoder.parameters().iter() {
+            let same = other.parameters().get(name).expect("the same names");
+            assert!(values(variable) == values(same), "{name} differs");
+        }
+        let other = state.tokenizer().expect("a tokenizer");
+        let mut texts: Vec<&str> =
+            prose.lines().chain([prose.as_str(), "  naïve 日本 \u{1F600}\r\n\t12345"]).collect();
+        let reference = reference();
+        texts.extend(
+            reference["tokenizer_cases"]
+                .as_array()
+                .expect("cases")
+                .iter()
+                .map(|it| it["text"].as_str().expect("text")),
+        );
+        for text in texts {
+            let ids = tokenizer.encode(text).expect("ids");
+            assert_eq!(other.encode(text).expect("ids"), ids, "{text:?}");
+            assert_eq!(other.decode(&ids).expect("text"), tokenizer.decode(&ids).expect("text"));
+        }
+        assert_eq!(other.end_ids(), tokenizer.end_ids());
+        assert_eq!(other.pad_id(), tokenizer.pad_id());
+        assert_eq!(other.vocabulary_size(), tokenizer.vocabulary_size());
+        assert_eq!(other.chat_templates(), tokenizer.chat_templates());
+        let other = Renderer::new(other).expect("a template");
+        let prompt = renderer.prompt(&messages).expect("ids");
+        assert_eq!(other.prompt(&messages).expect("ids"), prompt);
     }
 }

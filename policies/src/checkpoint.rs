@@ -3,8 +3,11 @@
 //! Format: <https://huggingface.co/docs/safetensors>. Weights are one `model.safetensors`,
 //! or shards listed by `model.safetensors.index.json`. f32, f16 and bf16 are read, f32 is
 //! written. A tied head is not stored, and ignored where a file stores it all the same.
+//!
+//! A `.gguf` file, or a folder with one and no safetensors, stands for such a folder wherever
+//! one is read (see [`crate::gguf`]).
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -14,49 +17,88 @@ use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde::Deserialize;
 
 use crate::error::PolicyError;
+use crate::gguf::{self, GgufFile};
 use crate::model_config::{DecoderShape, ModelConfig};
+use crate::models;
 use crate::parameters::{self, ParameterSpec, Parameters};
 
 const CONFIG: &str = "config.json";
 const WEIGHTS: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 
-/// Reads `config.json`.
-pub(crate) fn read_config(folder: &Path) -> Result<ModelConfig, PolicyError> {
-    let path = folder.join(CONFIG);
-    serde_json::from_slice(&read(&path)?)
+/// Whether this path is meant as a model: a folder with a `config.json` or a GGUF file in it, or a
+/// GGUF file. Reading it tells what is wrong with it.
+pub fn holds_model(path: &Path) -> bool {
+    path.join(CONFIG).is_file() || !matches!(gguf::file_at(path), Ok(None))
+}
+
+/// Reads configuration and weights from a folder or a GGUF file.
+pub(crate) fn read_model(path: &Path) -> Result<(ModelConfig, Parameters), PolicyError> {
+    if let Some(file) = gguf::file_at(path)? {
+        let mut file = GgufFile::open(&file)?;
+        let config = file.config()?;
+        let parameters = file.parameters(&config.shape()?)?;
+        return Ok((config, parameters));
+    }
+    let config = read_config(path)?;
+    let parameters = read_parameters(path, &config.shape()?)?;
+    Ok((config, parameters))
+}
+
+/// Reads the configuration alone, of a folder or a GGUF file.
+pub(crate) fn read_config(path: &Path) -> Result<ModelConfig, PolicyError> {
+    if let Some(file) = gguf::file_at(path)? {
+        return GgufFile::open(&file)?.config();
+    }
+    /// Other families name their sizes otherwise, so theirs would seem to be missing.
+    #[derive(Deserialize)]
+    struct FamilyOnly {
+        #[serde(default)]
+        architectures: Vec<String>,
+        #[serde(default)]
+        model_type: String,
+    }
+    let path = path.join(CONFIG);
+    let bytes = read(&path)?;
+    if let Ok(FamilyOnly { architectures, model_type }) = serde_json::from_slice(&bytes) {
+        models::family_named(&model_type, &architectures)
+            .map_err(|error| PolicyError::checkpoint(&path, error.to_string()))?;
+    }
+    serde_json::from_slice(&bytes)
         .map_err(|error| PolicyError::checkpoint(&path, error.to_string()))
 }
 
 /// Reads every parameter a decoder of this shape has.
-pub(crate) fn read_parameters(
-    folder: &Path,
-    shape: &DecoderShape,
-) -> Result<Parameters, PolicyError> {
+fn read_parameters(folder: &Path, shape: &DecoderShape) -> Result<Parameters, PolicyError> {
     let mut missing: BTreeMap<String, ParameterSpec> =
         parameters::specs(shape).into_iter().map(|spec| (spec.name.clone(), spec)).collect();
     let mut parameters = Parameters::default();
-    let files = weight_files(folder)?;
-    for path in &files {
+    for (path, promised) in &weight_files(folder)? {
         let bytes = read(path)?;
         let tensors = SafeTensors::deserialize(&bytes).map_err(|error| {
             PolicyError::checkpoint(path, format!("not a whole safetensors file: {error}"))
         })?;
+        if let Some(absent) = promised.iter().find(|name| tensors.tensor(name).is_err()) {
+            return Err(PolicyError::checkpoint(
+                path,
+                format!("tensor {absent} is missing, though {INDEX} says that it is here"),
+            ));
+        }
         for (name, view) in tensors.iter() {
             if let Some(spec) = missing.remove(name) {
-                let values = finite_values(path, &spec, &view)?;
+                let values = checked_values(path, &spec, &view)?;
                 let tensor = Tensor::from_vec(values, spec.dims, &Device::Cpu)?;
                 parameters.insert(spec.name, Var::from_tensor(&tensor)?);
             }
         }
     }
-    if let Some((first, _)) = missing.first_key_value() {
-        return Err(PolicyError::checkpoint(
+    match missing.first_key_value() {
+        None => Ok(parameters),
+        Some((first, _)) => Err(PolicyError::checkpoint(
             folder,
             format!("tensor {first} is missing ({} in all)", missing.len()),
-        ));
+        )),
     }
-    Ok(parameters)
 }
 
 /// Writes `config.json` and `model.safetensors`.
@@ -126,43 +168,78 @@ pub(crate) fn read(path: &Path) -> Result<Vec<u8>, PolicyError> {
     fs::read(path).map_err(|error| PolicyError::file("read", path, error))
 }
 
-/// The weight files of a folder: the one file, or the shards of the index, in order of name.
-fn weight_files(folder: &Path) -> Result<Vec<PathBuf>, PolicyError> {
+/// The weight files of a folder, each with the tensors that an index promises in it: the one
+/// file, or the shards of the index, in order of name.
+fn weight_files(folder: &Path) -> Result<Vec<(PathBuf, Vec<String>)>, PolicyError> {
     #[derive(Deserialize)]
     struct Index {
         weight_map: BTreeMap<String, String>,
     }
     let index_path = folder.join(INDEX);
     if folder.join(WEIGHTS).exists() || !index_path.exists() {
-        return Ok(vec![folder.join(WEIGHTS)]);
+        return Ok(vec![(folder.join(WEIGHTS), Vec::new())]);
     }
     let index: Index = serde_json::from_slice(&read(&index_path)?)
         .map_err(|error| PolicyError::checkpoint(&index_path, error.to_string()))?;
-    let names: BTreeSet<String> = index.weight_map.into_values().collect();
-    Ok(names.into_iter().map(|name| folder.join(name)).collect())
+    let mut shards: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for (tensor, shard) in index.weight_map {
+        shards.entry(shard).or_default().push(tensor);
+    }
+    for shard in shards.keys() {
+        if Path::new(shard).file_name() != Some(shard.as_ref()) {
+            return Err(PolicyError::checkpoint(
+                &index_path,
+                format!("shard {shard:?} is no plain file name"),
+            ));
+        }
+        if !folder.join(shard).is_file() {
+            return Err(PolicyError::checkpoint(
+                &index_path,
+                format!("shard {shard} is not in the folder ({} shards in all)", shards.len()),
+            ));
+        }
+    }
+    Ok(shards.into_iter().map(|(shard, names)| (folder.join(shard), names)).collect())
 }
 
 /// The tensor's values in f32, after checking shape, dtype and finiteness.
-fn finite_values(
+fn checked_values(
     path: &Path,
     spec: &ParameterSpec,
     view: &TensorView<'_>,
 ) -> Result<Vec<f32>, PolicyError> {
-    let ParameterSpec { name, dims, .. } = spec;
-    if view.shape() != dims {
-        return Err(PolicyError::checkpoint(
-            path,
-            format!("tensor {name} has shape {:?}, expected {dims:?}", view.shape()),
-        ));
-    }
+    let name = &spec.name;
+    check_dims(path, name, view.shape(), &spec.dims)?;
     let values = widened(view).ok_or_else(|| {
         PolicyError::checkpoint(
             path,
             format!("tensor {name} has dtype {:?}, expected F32, F16 or BF16", view.dtype()),
         )
     })?;
+    check_finite(path, name, &values)?;
+    Ok(values)
+}
+
+/// Refuses a tensor of another shape.
+pub(crate) fn check_dims(
+    path: &Path,
+    name: &str,
+    found: &[usize],
+    expected: &[usize],
+) -> Result<(), PolicyError> {
+    if found == expected {
+        return Ok(());
+    }
+    Err(PolicyError::checkpoint(
+        path,
+        format!("tensor {name} has shape {found:?}, expected {expected:?}"),
+    ))
+}
+
+/// Refuses NaN and infinities: training on from them teaches nothing and hides where they began.
+pub(crate) fn check_finite(path: &Path, name: &str, values: &[f32]) -> Result<(), PolicyError> {
     match values.iter().position(|value| !value.is_finite()) {
-        None => Ok(values),
+        None => Ok(()),
         Some(at) => Err(PolicyError::checkpoint(
             path,
             format!("tensor {name} holds {} at element {at}", values[at]),

@@ -60,6 +60,15 @@ pub fn check_decoder(decoder: &Decoder, seed: u64, folder: &Path) -> Result<(), 
     saving_and_loading_is_the_identity(decoder, folder)
 }
 
+/// Logits of every token of one sequence, `(tokens, vocab)`: for holding a decoder against others.
+///
+/// # Errors
+/// If there is no token, or one is outside the vocabulary.
+pub fn logits(decoder: &Decoder, tokens: &[TokenId]) -> Result<Vec<f32>, PolicyError> {
+    let states = hidden(decoder, &PackedSequences::of_lengths(tokens, &[tokens.len()]))?;
+    Ok(Inference::new(decoder)?.logits(&states))
+}
+
 fn random_sequences(decoder: &Decoder, seed: u64) -> Vec<Vec<TokenId>> {
     let mut stream = named_stream(seed, "contract");
     let vocab = decoder.config().vocab_size as TokenId;

@@ -81,14 +81,14 @@ impl Decoder {
     }
 
     /// Reads `config.json` and `model.safetensors` (or the shards its index lists); f16 and
-    /// bf16 widen to f32.
+    /// bf16 widen to f32. A `.gguf` file, or a folder with one and no safetensors, is read whole
+    /// from its metadata and tensors, dequantised to f32.
     ///
     /// # Errors
     /// If a file is missing, damaged or cut short, or a tensor is missing, of another shape
     /// or not finite.
     pub fn from_folder(folder: &Path) -> Result<Self, PolicyError> {
-        let config = checkpoint::read_config(folder)?;
-        let parameters = checkpoint::read_parameters(folder, &config.shape()?)?;
+        let (config, parameters) = checkpoint::read_model(folder)?;
         Self::from_parameters(config, parameters)
     }
 
@@ -384,7 +384,7 @@ impl Decoder {
     fn from_parameters(config: ModelConfig, parameters: Parameters) -> Result<Self, PolicyError> {
         let shape = config.shape()?;
         let weights = Weights::new(&shape, &parameters);
-        let rotations = Rotations::new(shape.head_dim, shape.rope_theta, FIRST_POSITIONS);
+        let rotations = rotations(&shape, FIRST_POSITIONS);
         let rotations = Arc::new(RwLock::new(Arc::new(rotations)));
         Ok(Self { config, shape, parameters, weights, rotations })
     }
@@ -407,8 +407,7 @@ impl Decoder {
         if held.positions() >= wanted {
             return held;
         }
-        let DecoderShape { head_dim, rope_theta, .. } = self.shape;
-        let grown = Arc::new(Rotations::new(head_dim, rope_theta, wanted.next_power_of_two()));
+        let grown = Arc::new(rotations(&self.shape, wanted.next_power_of_two()));
         *self.rotations.write().unwrap_or_else(PoisonError::into_inner) = Arc::clone(&grown);
         grown
     }
@@ -426,6 +425,10 @@ impl Decoder {
 
 /// Positions the rotation table starts with.
 const FIRST_POSITIONS: usize = 64;
+
+fn rotations(shape: &DecoderShape, positions: usize) -> Rotations {
+    Rotations::new(shape.head_dim, shape.rope_theta, &shape.rope_scaling, positions)
+}
 
 fn same_storage(one: &Tensor, other: &Tensor) -> bool {
     one.id() == other.id()

@@ -17,6 +17,7 @@ pub mod contract;
 mod decoder;
 pub mod engine;
 mod error;
+mod gguf;
 mod inference;
 mod kv_cache;
 mod layer;
@@ -28,9 +29,11 @@ pub mod packed;
 mod parameters;
 mod pass;
 mod process;
+pub mod rope_scaling;
 pub mod sampling;
 pub mod tokenizer;
 
+pub use checkpoint::holds_model;
 pub use decoder::{CacheSpan, Decoder, TokenScores};
 pub use engine::Engine;
 pub use error::PolicyError;
@@ -44,6 +47,7 @@ pub use packed::PackedSequences;
 pub use parameters::{InitOptions, Parameters};
 pub use pass::{Keep, Pass};
 pub use process::prepare_process;
+pub use rope_scaling::RopeScaling;
 pub use sampling::{Completion, FinishReason, PolicyVersion, Request, SamplingParams};
 pub use tokenizer::Tokenizer;
 

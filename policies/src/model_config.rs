@@ -2,14 +2,18 @@
 //!
 //! Fields this crate does not read are kept aside and written back, so that a round trip
 //! loses nothing. [`ModelConfig::shape`] turns the file into the numbers the decoder needs
-//! and refuses what it cannot compute (rope scaling, sliding windows, other activations).
+//! and refuses what it cannot compute (sliding windows, other activations).
+
+use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::TokenId;
+use crate::checkpoint;
 use crate::error::PolicyError;
 use crate::models::{self, AttentionBias};
+use crate::rope_scaling::RopeScaling;
 
 /// A decoder's configuration as stored beside its weights.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
@@ -42,13 +46,13 @@ pub struct ModelConfig {
     /// Added to the mean square under the root of every norm.
     #[serde(default = "default_rms_norm_eps")]
     pub rms_norm_eps: f64,
-    /// Base of the rotary angles; `rope_parameters.rope_theta` where this is absent.
+    /// Base of the rotary angles; a `rope_theta` in the two fields below comes first.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rope_theta: Option<f64>,
-    /// Newer form of `rope_theta` and `rope_scaling`; only the type `default` is computed.
+    /// Newer form of `rope_theta` and `rope_scaling` in one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rope_parameters: Option<Value>,
-    /// Must be null or of type `default`.
+    /// How a context is stretched, see [`RopeScaling`]; it comes before `rope_parameters`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rope_scaling: Option<Value>,
     /// Whether the head is the embedding.
@@ -112,6 +116,7 @@ pub struct DecoderShape {
     pub head_dim: usize,
     pub rms_norm_eps: f64,
     pub rope_theta: f64,
+    pub rope_scaling: RopeScaling,
     pub tied_head: bool,
     pub query_key_value_bias: bool,
     pub output_bias: bool,
@@ -131,6 +136,14 @@ impl DecoderShape {
 }
 
 impl ModelConfig {
+    /// Reads the `config.json` of a model folder, or the metadata of a GGUF file.
+    ///
+    /// # Errors
+    /// If there is none, or it is not one.
+    pub fn from_folder(folder: &Path) -> Result<Self, PolicyError> {
+        checkpoint::read_config(folder)
+    }
+
     /// A configuration of the named family with the given sizes and transformers' defaults.
     ///
     /// # Errors
@@ -197,6 +210,16 @@ impl ModelConfig {
         self.eos_token_id.as_ref().map_or(&[], TokenIds::as_slice)
     }
 
+    /// Radians a position for each pair of a head's elements, fastest first, and what cosines and
+    /// sines are multiplied by: 1 unless the scaling is yarn's.
+    ///
+    /// # Errors
+    /// If the configuration is not one this crate computes.
+    pub fn rope_frequencies(&self) -> Result<(Vec<f64>, f64), PolicyError> {
+        let DecoderShape { head_dim, rope_theta, rope_scaling, .. } = self.shape()?;
+        Ok((rope_scaling.frequencies(head_dim, rope_theta), rope_scaling.attention_factor()))
+    }
+
     /// Checks the configuration and fills in what it leaves to defaults.
     ///
     /// # Errors
@@ -259,6 +282,7 @@ impl ModelConfig {
                 self.rms_norm_eps
             )));
         }
+        let (rope_theta, rope_scaling) = self.rope()?;
         let configured_bias = self.attention_bias.unwrap_or(false);
         let (query_key_value_bias, output_bias) = match family.attention_bias {
             AttentionBias::QueryKeyValue => (true, false),
@@ -273,7 +297,8 @@ impl ModelConfig {
             kv_heads,
             head_dim,
             rms_norm_eps: self.rms_norm_eps,
-            rope_theta: self.checked_rope_theta()?,
+            rope_theta,
+            rope_scaling,
             tied_head: self.tie_word_embeddings,
             query_key_value_bias,
             output_bias,
@@ -281,31 +306,42 @@ impl ModelConfig {
         })
     }
 
-    fn checked_rope_theta(&self) -> Result<f64, PolicyError> {
+    /// Base and scaling of the rotary frequencies, looked up in transformers' order: what stands
+    /// in `rope_scaling`, else in `rope_parameters`, comes before the fields beside it.
+    fn rope(&self) -> Result<(f64, RopeScaling), PolicyError> {
+        let mut theta = self.rope_theta;
+        let mut scaling = RopeScaling::None;
         for (field, value) in
             [("rope_scaling", &self.rope_scaling), ("rope_parameters", &self.rope_parameters)]
         {
-            let Some(rope) = value else { continue };
-            let kind = rope.get("rope_type").or_else(|| rope.get("type")).and_then(Value::as_str);
-            let plain = match kind {
-                Some(kind) => kind == "default",
-                // The newer form may hold nothing but the base.
-                None => field == "rope_parameters" && rope.get("factor").is_none(),
+            let rope = match value {
+                None | Some(Value::Null) => continue,
+                Some(Value::Object(rope)) if rope.is_empty() => continue,
+                Some(Value::Object(rope)) => rope,
+                Some(other) => {
+                    return Err(PolicyError::config(format!(
+                        "{field} is {other}, expected an object or null"
+                    )));
+                }
             };
-            if !plain {
-                return Err(PolicyError::config(format!(
-                    "{field} is {rope}; only null and the type \"default\" are computed"
-                )));
-            }
+            let outside =
+                self.other.get("original_max_position_embeddings").and_then(Value::as_f64);
+            scaling = RopeScaling::from_config(field, rope, outside, self.max_position_embeddings)?;
+            theta = rope.get("rope_theta").and_then(Value::as_f64).or(theta);
+            break;
         }
-        let newer = self.rope_parameters.as_ref().and_then(|rope| rope.get("rope_theta")?.as_f64());
-        let theta = self.rope_theta.or(newer).unwrap_or(DEFAULT_ROPE_THETA);
+        if self.other.get("partial_rotary_factor").and_then(Value::as_f64).unwrap_or(1.0) != 1.0 {
+            return Err(PolicyError::config(
+                "partial_rotary_factor is set, but every element of a head is turned here",
+            ));
+        }
+        let theta = theta.unwrap_or(DEFAULT_ROPE_THETA);
         if !(theta > 0.0 && theta.is_finite()) {
             return Err(PolicyError::config(format!(
                 "rope_theta is {theta}, expected a positive number"
             )));
         }
-        Ok(theta)
+        Ok((theta, scaling))
     }
 }
 
@@ -376,6 +412,8 @@ mod tests {
         let newer = r#","rope_parameters":{"rope_theta":5e5,"rope_type":"default"}"#;
         assert_eq!(small(newer).shape().unwrap().rope_theta, 5e5);
         assert_eq!(small("").shape().unwrap().rope_theta, 10_000.0);
+        let both = r#","rope_theta":100,"rope_parameters":{"rope_theta":5e5}"#;
+        assert_eq!(small(both).shape().unwrap().rope_theta, 5e5, "as in transformers");
     }
 
     #[test]
@@ -388,8 +426,17 @@ mod tests {
     #[test]
     fn what_is_not_computed_is_refused_by_name() {
         for (more, named) in [
-            (r#","rope_scaling":{"rope_type":"yarn","factor":4.0}"#, "rope_scaling"),
-            (r#","rope_parameters":{"rope_type":"llama3"}"#, "rope_parameters"),
+            (
+                r#","rope_scaling":{"rope_type":"dynamic","factor":4.0}"#,
+                "\"dynamic\" is not computed",
+            ),
+            (r#","rope_parameters":{"rope_type":"longrope"}"#, "rope_parameters"),
+            (r#","rope_scaling":{"type":"mrope"}"#, "default, linear, llama3 and yarn"),
+            (r#","rope_scaling":{"type":"linear"}"#, "factor is missing"),
+            (r#","rope_scaling":{"type":"linear","factor":0}"#, "a number above 0"),
+            (r#","rope_scaling":{"factor":2.0}"#, "no rope_type"),
+            (r#","rope_scaling":3"#, "expected an object"),
+            (r#","partial_rotary_factor":0.5"#, "partial_rotary_factor"),
             (r#","hidden_act":"gelu""#, "hidden_act"),
             (r#","mlp_bias":true"#, "mlp_bias"),
             (r#","use_sliding_window":true"#, "use_sliding_window"),

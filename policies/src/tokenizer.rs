@@ -1,11 +1,11 @@
 //! Text to token ids and back: a Hugging Face `tokenizer.json` with its special tokens.
 //!
-//! Loaded from a model folder, trained here as byte-level BPE (the GPT-2 scheme: every byte has a
+//! Loaded from a model folder or a GGUF file, trained here as byte-level BPE (the GPT-2 scheme: every byte has a
 //! token, so no text is unknown), or made as a character tokenizer for tiny models. The encoding
 //! itself is the `tokenizers` crate's; this file settles which ids end a reply, how files are laid
 //! out, and how a new tokenizer is made.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use serde_json::{Map, Value, json};
@@ -18,6 +18,7 @@ use tokenizers::{AddedToken, TokenizerImpl};
 
 use crate::TokenId;
 use crate::error::PolicyError;
+use crate::gguf::{self, GgufFile, TokenizerParts};
 
 /// Ends a document or a reply in tokenizers made here.
 pub const END_TOKEN: &str = "<|end|>";
@@ -36,13 +37,25 @@ pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
     /// `tokenizer_config.json`, kept whole so that a round trip loses nothing.
     config: Map<String, Value>,
-    chat_template: Option<String>,
+    /// Name and text of each chat template; [`DEFAULT_TEMPLATE`] is the usual one.
+    chat_templates: BTreeMap<String, String>,
     end_ids: Vec<TokenId>,
+    /// One more than the highest id.
+    id_bound: usize,
 }
+
+/// The name of the chat template that is used where no other is asked for.
+pub const DEFAULT_TEMPLATE: &str = "default";
+
+const TOKENIZER: &str = "tokenizer.json";
+const TEMPLATE_FILE: &str = "chat_template.jinja";
+/// Folder of the chat templates beside the default one, as transformers 5 lays them out.
+const MORE_TEMPLATES: &str = "additional_chat_templates";
 
 impl Tokenizer {
     /// Reads `tokenizer.json`, and `tokenizer_config.json`, `generation_config.json`, `config.json`
-    /// and `chat_template.jinja` where the folder holds them.
+    /// and `chat_template.jinja` where the folder holds them. Where there is no `tokenizer.json`
+    /// but a GGUF file (see [`crate::holds_model`]), the tokenizer is rebuilt from its metadata.
     ///
     /// The ids that end a reply are all those that any of these files names as end of sequence:
     /// honouring only one of them counts finished replies as truncated.
@@ -50,20 +63,19 @@ impl Tokenizer {
     /// # Errors
     /// If a file that is there cannot be read, or no end-of-sequence token is named anywhere.
     pub fn from_folder(folder: &Path) -> Result<Self, PolicyError> {
-        let path = folder.join("tokenizer.json");
+        let path = folder.join(TOKENIZER);
+        if !path.exists()
+            && let Some(file) = gguf::file_at(folder)?
+        {
+            return Self::from_gguf(&file);
+        }
         let bytes = std::fs::read(&path).map_err(|e| PolicyError::file("read", &path, e))?;
         let inner = tokenizers::Tokenizer::from_bytes(&bytes)
             .map_err(|e| PolicyError::checkpoint(&path, format!("not a tokenizer: {e}")))?;
-        let config = object(&folder.join("tokenizer_config.json"))?.unwrap_or_default();
-        let template_path = folder.join("chat_template.jinja");
-        let chat_template = if template_path.exists() {
-            Some(
-                std::fs::read_to_string(&template_path)
-                    .map_err(|e| PolicyError::file("read", &template_path, e))?,
-            )
-        } else {
-            config.get("chat_template").and_then(Value::as_str).map(str::to_string)
-        };
+        let config_path = folder.join("tokenizer_config.json");
+        let config = object(&config_path)?.unwrap_or_default();
+        let mut chat_templates = templates_in(&config_path, &config)?;
+        chat_templates.extend(template_files(folder)?);
         let mut end_ids = BTreeSet::new();
         for name in ["generation_config.json", "config.json"] {
             if let Some(found) = object(&folder.join(name))?
@@ -83,11 +95,33 @@ impl Tokenizer {
                  tokenizer_config.json names one",
             ));
         }
-        Ok(Self { inner, config, chat_template, end_ids: end_ids.into_iter().collect() })
+        Ok(Self::of_parts(inner, config, chat_templates, end_ids.into_iter().collect()))
     }
 
-    /// Writes `tokenizer.json`, `tokenizer_config.json`, `generation_config.json` and, if there is
-    /// one, `chat_template.jinja` into `folder`, which must exist.
+    fn from_gguf(path: &Path) -> Result<Self, PolicyError> {
+        let TokenizerParts { tokenizer, config, mut end_ids } =
+            GgufFile::open(path)?.tokenizer()?;
+        let inner = tokenizers::Tokenizer::from_bytes(tokenizer.to_string())
+            .map_err(|e| PolicyError::checkpoint(path, format!("its tokenizer is refused: {e}")))?;
+        let chat_templates = templates_in(path, &config)?;
+        end_ids.sort_unstable();
+        end_ids.dedup();
+        Ok(Self::of_parts(inner, config, chat_templates, end_ids))
+    }
+
+    fn of_parts(
+        inner: tokenizers::Tokenizer,
+        config: Map<String, Value>,
+        chat_templates: BTreeMap<String, String>,
+        end_ids: Vec<TokenId>,
+    ) -> Self {
+        let highest = inner.get_vocab(true).into_values().max();
+        let id_bound = highest.map_or(0, |id| id as usize + 1);
+        Self { inner, config, chat_templates, end_ids, id_bound }
+    }
+
+    /// Writes `tokenizer.json`, `tokenizer_config.json`, `generation_config.json` and the chat
+    /// templates, if there are any, into `folder`, which must exist.
     ///
     /// # Errors
     /// If a file cannot be written.
@@ -96,7 +130,7 @@ impl Tokenizer {
             .inner
             .to_string(true)
             .map_err(|e| PolicyError::checkpoint(folder, format!("tokenizer not writable: {e}")))?;
-        write(&folder.join("tokenizer.json"), &text)?;
+        write(&folder.join(TOKENIZER), &text)?;
         write(&folder.join("tokenizer_config.json"), &pretty(&Value::Object(self.config.clone())))?;
         let ends = match self.end_ids.as_slice() {
             [one] => json!(one),
@@ -108,8 +142,14 @@ impl Tokenizer {
             generation.insert("pad_token_id".into(), json!(pad));
         }
         write(&folder.join("generation_config.json"), &pretty(&Value::Object(generation)))?;
-        if let Some(template) = &self.chat_template {
-            write(&folder.join("chat_template.jinja"), template)?;
+        for (name, template) in &self.chat_templates {
+            if name == DEFAULT_TEMPLATE {
+                write(&folder.join(TEMPLATE_FILE), template)?;
+                continue;
+            }
+            let more = folder.join(MORE_TEMPLATES);
+            std::fs::create_dir_all(&more).map_err(|e| PolicyError::file("create", &more, e))?;
+            write(&more.join(format!("{name}.jinja")), template)?;
         }
         Ok(())
     }
@@ -222,7 +262,8 @@ impl Tokenizer {
         config.insert("pad_token".into(), json!(PAD_TOKEN));
         config.insert("clean_up_tokenization_spaces".into(), json!(false));
         let end_ids = inner.token_to_id(end).into_iter().collect();
-        Self { inner, config, chat_template: chat_template.map(str::to_string), end_ids }
+        let template = |text: &str| (DEFAULT_TEMPLATE.to_string(), text.to_string());
+        Self::of_parts(inner, config, chat_template.map(template).into_iter().collect(), end_ids)
     }
 
     /// Ids of `text`. Special tokens written out in the text are recognised (chat templates write
@@ -280,9 +321,9 @@ impl Tokenizer {
             .collect()
     }
 
-    /// Number of ids, special tokens included.
+    /// How many rows an embedding needs: one more than the highest id, special tokens included.
     pub fn vocabulary_size(&self) -> usize {
-        self.inner.get_vocab_size(true)
+        self.id_bound
     }
 
     /// Every id that ends a reply, ascending; at least one.
@@ -303,14 +344,16 @@ impl Tokenizer {
         token_text_in(&self.config, "pad_token").and_then(|it| self.inner.token_to_id(&it))
     }
 
-    /// The Jinja chat template, if the folder had one.
-    pub fn chat_template(&self) -> Option<&str> {
-        self.chat_template.as_deref()
+    /// The Jinja chat templates by name; [`DEFAULT_TEMPLATE`] is the usual one.
+    pub fn chat_templates(&self) -> &BTreeMap<String, String> {
+        &self.chat_templates
     }
 
-    /// Text of a special token such as `bos_token`, as the tokenizer's configuration names it.
-    pub fn special(&self, name: &str) -> Option<String> {
-        token_text_in(&self.config, name)
+    /// Names and texts of the special tokens that the tokenizer's configuration names, such as
+    /// `bos_token`: what a chat template may mention.
+    pub fn special_tokens(&self) -> impl Iterator<Item = (&str, String)> {
+        let names = self.config.keys().filter(|name| name.ends_with("_token"));
+        names.filter_map(|name| Some((name.as_str(), token_text_in(&self.config, name)?)))
     }
 }
 
@@ -339,6 +382,57 @@ fn token_text_in(config: &Map<String, Value>, name: &str) -> Option<String> {
         Value::Object(token) => token.get("content")?.as_str().map(str::to_string),
         _ => None,
     }
+}
+
+/// The chat templates of a `tokenizer_config.json`: a text, or a list of names and texts.
+fn templates_in(
+    path: &Path,
+    config: &Map<String, Value>,
+) -> Result<BTreeMap<String, String>, PolicyError> {
+    let named = |entry: &Value| {
+        let text = |key: &str| entry.get(key).and_then(Value::as_str).map(str::to_string);
+        let name = text("name").filter(|it| !it.contains(['/', '\\']));
+        name.zip(text("template")).ok_or_else(|| {
+            PolicyError::checkpoint(
+                path,
+                format!("chat_template holds {entry}, expected a name and a template"),
+            )
+        })
+    };
+    match config.get("chat_template") {
+        None | Some(Value::Null) => Ok(BTreeMap::new()),
+        Some(Value::String(text)) => {
+            Ok(BTreeMap::from([(DEFAULT_TEMPLATE.to_string(), text.clone())]))
+        }
+        Some(Value::Array(entries)) => entries.iter().map(named).collect(),
+        Some(other) => Err(PolicyError::checkpoint(
+            path,
+            format!("chat_template is {other}, expected a text or a list of names and templates"),
+        )),
+    }
+}
+
+/// The chat templates that have files of their own, which come before those of the configuration.
+fn template_files(folder: &Path) -> Result<BTreeMap<String, String>, PolicyError> {
+    let mut files = vec![(DEFAULT_TEMPLATE.to_string(), folder.join(TEMPLATE_FILE))];
+    let more = folder.join(MORE_TEMPLATES);
+    if let Ok(entries) = std::fs::read_dir(&more) {
+        for entry in entries {
+            let path = entry.map_err(|e| PolicyError::file("read", &more, e))?.path();
+            if path.extension().is_some_and(|it| it == "jinja")
+                && let Some(name) = path.file_stem().and_then(|it| it.to_str())
+            {
+                files.push((name.to_string(), path));
+            }
+        }
+    }
+    let mut found = BTreeMap::new();
+    for (name, path) in files.into_iter().filter(|(_, path)| path.exists()) {
+        let text =
+            std::fs::read_to_string(&path).map_err(|e| PolicyError::file("read", &path, e))?;
+        found.insert(name, text);
+    }
+    Ok(found)
 }
 
 fn ids_of(value: &Value) -> Vec<TokenId> {

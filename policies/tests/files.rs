@@ -44,6 +44,15 @@ fn a_missing_tensor_is_named() {
 }
 
 #[test]
+fn a_family_that_is_not_known_is_named_before_its_sizes() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = r#"{"architectures":["GPT2LMHeadModel"],"model_type":"gpt2","n_embd":768}"#;
+    std::fs::write(folder.path().join("config.json"), config).unwrap();
+    let message = Decoder::from_folder(folder.path()).unwrap_err().to_string();
+    assert!(message.contains("config.json") && message.contains("\"gpt2\""), "{message}");
+}
+
+#[test]
 fn a_wrong_shape_is_named_with_both_shapes() {
     let message = error_after(|tensors| {
         let short = tensors[NAME].narrow(0, 0, 7).unwrap();

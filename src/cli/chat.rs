@@ -3,18 +3,18 @@
 //! The engine hands over replies when they have ended. One conversation needs no batch: it samples
 //! from the decoder itself, and keeps the keys and values of all turns in the cache.
 
-use std::path::PathBuf;
-
 use clap::Args;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use rustyline::error::ReadlineError;
 use tallow_envs::Seed;
 use tallow_policies::sampling::draw;
-use tallow_policies::{CacheSpan, KvCache, PolicyError, SamplingParams, TokenId, Tokenizer};
+use tallow_policies::{
+    CacheSpan, Inference, KvCache, PolicyError, SamplingParams, TokenId, Tokenizer,
+};
 use tallow_verifiers::Message;
 
-use super::model::{DEFAULT_SEED, Loaded, SamplingArgs, load};
+use super::model::{DEFAULT_SEED, Loaded, ModelArgs, SamplingArgs, load};
 use super::{Common, say, say_part};
 use crate::console::shown_lines;
 use crate::error::Error;
@@ -23,9 +23,8 @@ use crate::error::Error;
 #[derive(Args)]
 #[command(after_help = "Example: tallow chat --model SmolLM2-135M-Instruct")]
 pub struct ChatArgs {
-    /// A Hugging Face folder.
-    #[arg(long, value_name = "DIR")]
-    model: PathBuf,
+    #[command(flatten)]
+    model: ModelArgs,
     #[command(flatten)]
     sampling: SamplingArgs,
 }
@@ -66,6 +65,7 @@ pub fn chat(args: &ChatArgs, common: &Common) -> Result<(), Error> {
 /// What has been said, as ids and as keys and values.
 struct Conversation {
     model: Loaded,
+    inference: Inference,
     cache: KvCache,
     tokens: Vec<TokenId>,
 }
@@ -74,7 +74,8 @@ impl Conversation {
     fn new(model: Loaded) -> Result<Self, Error> {
         let config = model.decoder.config();
         let cache = KvCache::new(config, 1, config.max_position_embeddings)?;
-        Ok(Self { model, cache, tokens: Vec::new() })
+        let inference = Inference::new(&model.decoder)?;
+        Ok(Self { model, inference, cache, tokens: Vec::new() })
     }
 
     /// Adds what the user said.
@@ -103,15 +104,15 @@ impl Conversation {
         seed: u64,
         mut show: impl FnMut(&str),
     ) -> Result<(), Error> {
-        let Loaded { decoder, tokenizer, .. } = &self.model;
+        let tokenizer = &self.model.tokenizer;
         let mut stream = ChaCha8Rng::seed_from_u64(seed);
         let mut text = TextStream::new(tokenizer);
         let mut said = String::new();
         for sampled in 0..params.max_tokens.min(self.room()) {
             let new = &self.tokens[self.cache.len(0)..];
             let span = CacheSpan { slot: 0, tokens: new };
-            let hidden = decoder.extend(&mut self.cache, &[span])?;
-            let mut logits = decoder.logits(&hidden)?.flatten_all()?.to_vec1::<f32>()?;
+            let hidden = self.inference.extend(&mut self.cache, &[span])?;
+            let mut logits = self.inference.logits(&hidden);
             if logits.iter().any(|it| !it.is_finite()) {
                 return Err(PolicyError::NotFinite { what: "the logits" }.into());
             }

@@ -13,6 +13,7 @@ use tallow_verifiers::Message;
 use super::output::Output;
 use super::verify::options;
 use super::{Common, refused, say};
+use crate::chat_template::TemplateOptions;
 use crate::config::problem::Fault;
 use crate::console::Console;
 use crate::documents::read_jsonl;
@@ -20,7 +21,7 @@ use crate::error::Error;
 use crate::evaluation::{Evaluation, EvaluationConfig};
 use crate::learner::Learner;
 use crate::learner::batch::{Sequence, SharedPrompts, token_budget_runs};
-use crate::model::{ModelState, model_folder};
+use crate::model::{ModelState, check_fit, model_folder};
 use crate::registry::Registry;
 use crate::renderer::Renderer;
 use crate::rollout::pool::{PoolLimits, RolloutPool};
@@ -40,15 +41,15 @@ pub const DEFAULT_SEED: u64 = 1;
 /// Sample replies to a file of prompts.
 ///
 /// A line holds `{"prompt"}`, `{"messages"}` or `{"prompt_ids"}`; it comes back with
-/// `"prompt_ids"` and `"completions"`.
+/// `"prompt_ids"` and `"completions"`. Beside messages may stand `"tools"`, `"documents"` and
+/// `"chat_template_kwargs"` for the chat template.
 #[derive(Args)]
 #[command(
     after_help = "Example: tallow generate --model models/rl --prompts prompts.jsonl --n 4 --max-tokens 64"
 )]
 pub struct GenerateArgs {
-    /// A Hugging Face folder.
-    #[arg(long, value_name = "DIR")]
-    model: PathBuf,
+    #[command(flatten)]
+    model: ModelArgs,
     /// The prompts, JSONL.
     #[arg(long, value_name = "FILE")]
     prompts: PathBuf,
@@ -63,6 +64,17 @@ pub struct GenerateArgs {
     n: usize,
     #[command(flatten)]
     sampling: SamplingArgs,
+}
+
+/// Which model, and how it is spoken to.
+#[derive(Args)]
+pub struct ModelArgs {
+    /// A Hugging Face folder or a GGUF file.
+    #[arg(long, value_name = "DIR")]
+    model: PathBuf,
+    /// Set an option of the chat template, such as enable_thinking=false.
+    #[arg(long, value_name = "KEY=VALUE")]
+    template_option: Vec<String>,
 }
 
 /// How to draw tokens.
@@ -127,9 +139,8 @@ fn refuse_flags(faults: Vec<Fault>) -> Result<(), Error> {
 #[derive(Args)]
 #[command(after_help = "Example: tallow score --model models/pretrain --data text.jsonl")]
 pub struct ScoreArgs {
-    /// A Hugging Face folder.
-    #[arg(long, value_name = "DIR")]
-    model: PathBuf,
+    #[command(flatten)]
+    model: ModelArgs,
     /// The texts, JSONL.
     #[arg(long, value_name = "FILE")]
     data: PathBuf,
@@ -144,9 +155,8 @@ pub struct ScoreArgs {
     after_help = "Example: tallow eval --model models/rl --env digit_sum --limit 256 --samples 16 --k 1,4,16"
 )]
 pub struct EvalArgs {
-    /// A Hugging Face folder.
-    #[arg(long, value_name = "DIR")]
-    model: PathBuf,
+    #[command(flatten)]
+    model: ModelArgs,
     /// An environment, see `tallow list envs`.
     #[arg(long)]
     env: String,
@@ -176,7 +186,7 @@ pub struct EvalArgs {
     temperature: f64,
 }
 
-/// A model folder, ready to be used.
+/// A model, ready to be used.
 pub struct Loaded {
     /// The weights.
     pub decoder: Decoder,
@@ -186,15 +196,21 @@ pub struct Loaded {
     pub renderer: Arc<Renderer>,
 }
 
-/// Loads a model folder.
+/// Loads a model.
 ///
 /// # Errors
-/// If there is none, or a file in it is missing or damaged.
-pub fn load(path: &Path) -> Result<Loaded, Error> {
-    let state = ModelState::load(&model_folder(path)?)?;
+/// If there is none, or a file of it is missing or damaged.
+pub fn load(args: &ModelArgs) -> Result<Loaded, Error> {
+    let state = ModelState::load(&model_folder(&args.model)?)?;
     let tokenizer = state.tokenizer()?;
     let decoder = state.decoder.ok_or_else(|| Error::Data("the folder has no weights".into()))?;
-    let renderer = Arc::new(Renderer::new(Arc::clone(&tokenizer))?);
+    check_fit(&decoder, &tokenizer)?;
+    let template_options = match options(&args.template_option)? {
+        Value::Object(options) => options,
+        _ => TemplateOptions::new(),
+    };
+    let renderer = Renderer::with_options(Arc::clone(&tokenizer), template_options)?;
+    let renderer = Arc::new(renderer);
     Ok(Loaded { decoder, tokenizer, renderer })
 }
 
@@ -257,10 +273,9 @@ fn prompt_ids(
 ) -> Result<Vec<TokenId>, Error> {
     let ids = if let Some(ids) = row.get("prompt_ids") {
         serde_json::from_value(ids.clone()).map_err(|e| Error::Data(format!("prompt_ids: {e}")))?
-    } else if let Some(messages) = row.get("messages") {
-        let messages: Vec<Message> = serde_json::from_value(messages.clone())
-            .map_err(|e| Error::Data(format!("messages: {e}")))?;
-        loaded.renderer.prompt(&messages)?
+    } else if row.contains_key("messages") {
+        let (messages, options) = conversation_in(row)?;
+        loaded.renderer.prompt_of(&messages, &options)?
     } else {
         match row.get("prompt").and_then(Value::as_str) {
             Some(text) if chat => loaded.renderer.prompt(&[Message::user(text)])?,
@@ -276,6 +291,37 @@ fn prompt_ids(
     };
     check_ids(&ids, loaded)?;
     Ok(ids)
+}
+
+/// The messages of a line, and what stands beside them for the chat template.
+fn conversation_in(row: &Map<String, Value>) -> Result<(Vec<Value>, TemplateOptions), Error> {
+    let fault = |found: &Value, expected: &str| {
+        Error::Data(format!("messages: found {found}, expected {expected}"))
+    };
+    let messages = match row.get("messages") {
+        Some(Value::Array(messages)) if !messages.is_empty() => messages.clone(),
+        other => {
+            return Err(fault(other.unwrap_or(&Value::Null), "a list of at least one message"));
+        }
+    };
+    if let Some(strange) = messages.iter().find(|it| !it["role"].is_string()) {
+        return Err(fault(strange, "an object with a `role`"));
+    }
+    let mut options = match row.get("chat_template_kwargs") {
+        None | Some(Value::Null) => TemplateOptions::new(),
+        Some(Value::Object(options)) => options.clone(),
+        Some(other) => {
+            return Err(Error::Data(format!(
+                "chat_template_kwargs: found {other}, expected an object"
+            )));
+        }
+    };
+    for name in ["tools", "documents"] {
+        if let Some(value) = row.get(name) {
+            options.insert(name.into(), value.clone());
+        }
+    }
+    Ok((messages, options))
 }
 
 fn check_ids(ids: &[TokenId], loaded: &Loaded) -> Result<(), Error> {
@@ -338,10 +384,9 @@ pub fn score(args: &ScoreArgs, common: &Common) -> Result<(), Error> {
 fn scored_ids(row: &Map<String, Value>, loaded: &Loaded) -> Result<Vec<TokenId>, Error> {
     let ids = if let Some(ids) = row.get("ids") {
         serde_json::from_value(ids.clone()).map_err(|e| Error::Data(format!("ids: {e}")))?
-    } else if let Some(messages) = row.get("messages") {
-        let messages: Vec<Message> = serde_json::from_value(messages.clone())
-            .map_err(|e| Error::Data(format!("messages: {e}")))?;
-        loaded.renderer.conversation(&messages)?.tokens
+    } else if row.contains_key("messages") {
+        let (messages, options) = conversation_in(row)?;
+        loaded.renderer.conversation_of(&messages, &options)?.tokens
     } else if let Some(text) = row.get("text").and_then(Value::as_str) {
         loaded.tokenizer.encode(text)?
     } else {

@@ -155,11 +155,7 @@ fn model_of(run: &RunPlan) -> Result<ModelConfig, Error> {
     /// Vocabulary that a memory plan assumes where a tokenizer is yet to be trained.
     const ASSUMED_VOCABULARY: usize = 4096;
     match &run.model.folder {
-        Some(folder) => {
-            let path = resolve(folder, &run.folder).join("config.json");
-            let text = std::fs::read_to_string(&path).map_err(|e| Error::file("read", &path, e))?;
-            serde_json::from_str(&text).map_err(|e| Error::Data(format!("{}: {e}", path.display())))
-        }
+        Some(folder) => Ok(ModelConfig::from_folder(&resolve(folder, &run.folder))?),
         None => run.model.config(ASSUMED_VOCABULARY),
     }
 }

@@ -131,7 +131,8 @@ impl Stage for EvalStage {
         let config = &self.config;
         let tokenizer = start.tokenizer()?;
         let decoder = start.decoder(run.model(), run.run_seed())?;
-        let renderer = Arc::new(Renderer::new(Arc::clone(&tokenizer))?);
+        let options = run.model().chat_template_kwargs.clone();
+        let renderer = Arc::new(Renderer::with_options(Arc::clone(&tokenizer), options)?);
         let mut pool = RolloutPool::new(
             &decoder,
             &renderer,

@@ -195,7 +195,8 @@ impl Stage for NextTokenStage {
         let tokenizer = start.tokenizer()?;
         let decoder = start.decoder(run.model(), run.run_seed())?;
         let context = self.sequence_tokens(decoder.config().max_position_embeddings);
-        let renderer = Arc::new(Renderer::new(Arc::clone(&tokenizer))?);
+        let options = run.model().chat_template_kwargs.clone();
+        let renderer = Arc::new(Renderer::with_options(Arc::clone(&tokenizer), options)?);
         let order = run.seed().derive(&[ORDER_STREAM]);
         let documents = Arc::clone(&self.documents);
         let mut corpus = Corpus::new(documents, renderer, self.loss_on, context, Seed(order.0))?;

@@ -594,7 +594,8 @@ impl Stage for RlStage {
         let algorithm = (self.algorithm)();
         let tokenizer = start.tokenizer()?;
         let decoder = start.decoder(run.model(), run.run_seed())?;
-        let renderer = Arc::new(Renderer::new(Arc::clone(&tokenizer))?);
+        let options = run.model().chat_template_kwargs.clone();
+        let renderer = Arc::new(Renderer::with_options(Arc::clone(&tokenizer), options)?);
         let updates = config.steps * (config.epochs * config.minibatches) as u64;
         let with_reference = algorithm.requires().reference;
         let mut learner = Learner::new(decoder, config.optimizer.clone(), updates, with_reference)?;

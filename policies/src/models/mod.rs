@@ -40,19 +40,26 @@ pub enum AttentionBias {
 /// # Errors
 /// If no row of [`BUILTIN`] matches; the message lists the rows.
 pub fn family_of(config: &ModelConfig) -> Result<&'static Family, PolicyError> {
+    family_named(&config.model_type, &config.architectures)
+}
+
+/// The same before the rest of the configuration has been read.
+pub(crate) fn family_named(
+    model_type: &str,
+    architectures: &[String],
+) -> Result<&'static Family, PolicyError> {
     let by_architecture =
-        |family: &&Family| config.architectures.iter().any(|name| name == family.architecture);
-    let found = if config.model_type.is_empty() {
+        |family: &&Family| architectures.iter().any(|name| name == family.architecture);
+    let found = if model_type.is_empty() {
         BUILTIN.iter().find(by_architecture)
     } else {
-        BUILTIN.iter().find(|family| family.name == config.model_type)
+        BUILTIN.iter().find(|family| family.name == model_type)
     };
     found.ok_or_else(|| {
         let known: Vec<_> = BUILTIN.iter().map(|family| family.name).collect();
         PolicyError::config(format!(
-            "model_type {:?} (architectures {:?}) is not a family of this build, which knows {}",
-            config.model_type,
-            config.architectures,
+            "model_type {model_type:?} (architectures {architectures:?}) is not a family of this \
+             build, which knows {}",
             known.join(", ")
         ))
     })

@@ -1,7 +1,8 @@
 //! Rotary position embedding (Su et al. 2021, arXiv:2104.09864, eq. 34), halves paired.
 //!
 //! A head's element i < head_dim/2 turns with element i + head_dim/2 by the angle
-//! position · theta^(-2i / head_dim), as in transformers (the paper pairs neighbours).
+//! position · theta^(-2i / head_dim), as in transformers (the paper pairs neighbours); a
+//! [`RopeScaling`] changes these frequencies.
 //! `x` is `(tokens, heads * head_dim)`; queries and keys are turned alike.
 
 use candle_core::{D, Device, Result, Tensor};
@@ -9,6 +10,7 @@ use multiversion::multiversion;
 use rayon::prelude::*;
 
 use super::lanes::{PARALLEL_ELEMENTS, ROWS_PER_CHUNK};
+use crate::rope_scaling::RopeScaling;
 
 /// Cosines and sines of every position up to a bound: `(positions, head_dim / 2)` each.
 #[derive(Clone, Debug)]
@@ -20,18 +22,19 @@ pub struct Rotations {
 }
 
 impl Rotations {
-    /// The table for positions below `positions`. Angles are taken in f64.
-    pub fn new(head_dim: usize, theta: f64, positions: usize) -> Self {
+    /// The table for positions below `positions`. Angles are taken in f64; a scaling's attention
+    /// factor multiplies cosines and sines.
+    pub fn new(head_dim: usize, theta: f64, scaling: &RopeScaling, positions: usize) -> Self {
         let half = head_dim / 2;
         let (mut cos, mut sin) =
             (Vec::with_capacity(positions * half), Vec::with_capacity(positions * half));
-        let frequencies: Vec<f64> =
-            (0..half).map(|i| theta.powf(-2.0 * i as f64 / head_dim as f64)).collect();
+        let frequencies = scaling.frequencies(head_dim, theta);
+        let factor = scaling.attention_factor();
         for position in 0..positions {
             for frequency in &frequencies {
                 let angle = position as f64 * frequency;
-                cos.push(angle.cos() as f32);
-                sin.push(angle.sin() as f32);
+                cos.push((factor * angle.cos()) as f32);
+                sin.push((factor * angle.sin()) as f32);
             }
         }
         Self { head_dim, positions, cos, sin }
@@ -69,7 +72,8 @@ pub fn composed(x: &Tensor, positions: &[u32], rotations: &Rotations) -> Result<
     Tensor::cat(&[turned_first, turned_second], D::Minus1)?.reshape((tokens, width))
 }
 
-/// Which way to turn. A rotation's transpose is its inverse, so gradients turn back.
+/// Which way to turn. A rotation's transpose turns the other way (and is scaled alike), so
+/// gradients turn back.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Turn {
     Forth,

@@ -216,6 +216,6 @@ impl Batch {
 
     fn rotations(&self) -> Rotations {
         let positions = self.lengths.iter().map(|it| it.iter().sum()).max().unwrap_or(0);
-        Rotations::new(self.heads.head_dim, 100.0, positions)
+        Rotations::new(self.heads.head_dim, 100.0, &crate::RopeScaling::None, positions)
     }
 }
