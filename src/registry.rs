@@ -46,6 +46,46 @@ impl Registry {
         let entry = AlgorithmEntry::of::<C>();
         self.algorithms.retain(|it| it.name != entry.name);
         self.algorithms.push(entry);
+        self.algorithms.sort_by_key(|it| it.name);
         self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde::{Deserialize, Serialize};
+    use tallow_verifiers::ConfigFault;
+
+    use super::*;
+    use crate::algorithms::Algorithm;
+    use crate::config::Experiment;
+
+    /// Replaces an algorithm, and does not work by its defaults.
+    #[derive(Default, Deserialize, Serialize)]
+    struct NeedsABeta {
+        #[serde(default)]
+        beta: f64,
+    }
+
+    impl AlgorithmConfig for NeedsABeta {
+        const NAME: &'static str = "grpo";
+        const SUMMARY: &'static str = "for this test";
+
+        fn build(&self) -> Result<Box<dyn Algorithm>, ConfigFault> {
+            Err(ConfigFault::new("beta", "beta is missing"))
+        }
+    }
+
+    #[test]
+    fn an_algorithm_that_refuses_its_defaults_is_a_problem_and_no_missing_stage() {
+        let registry = Registry::builtin().with_algorithm::<NeedsABeta>();
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let file = folder.path().join("config.toml");
+        let stage = "[[stage]]\nkind = \"rl\"\nenv = { name = \"parity\" }\n";
+        for table in ["", "algorithm = \"grpo\""] {
+            std::fs::write(&file, format!("name = \"x\"\n{stage}{table}\n")).expect("written");
+            let told = Experiment::read(&file, &[], &registry).err().expect("refused").to_string();
+            assert!(told.contains("beta is missing"), "{told}");
+        }
     }
 }

@@ -115,11 +115,14 @@ pub fn build(
         return Err(ConfigFault::new("", "documents must be a table"));
     };
     let names = || BUILTIN.iter().map(|it| it.name);
-    let Some(kind) = table.remove("kind") else {
-        return Err(ConfigFault::new("kind", "the source of documents is not named")
-            .expected(names().collect::<Vec<_>>().join(", ")));
+    let kind = match table.remove("kind") {
+        Some(Value::String(kind)) => kind,
+        other => {
+            let fault = ConfigFault::new("kind", "the source of documents is not named")
+                .expected(names().collect::<Vec<_>>().join(", "));
+            return Err(ConfigFault { found: other.map(|it| it.to_string()), ..fault });
+        }
     };
-    let kind = kind.as_str().unwrap_or_default().to_string();
     let Some(entry) = BUILTIN.iter().find(|it| it.name == kind) else {
         return Err(ConfigFault::unknown_name("kind", "source of documents", &kind, names()));
     };

@@ -178,7 +178,9 @@ fn read(
     }
     let algorithm = entry.and_then(|entry| match &algorithm_table {
         Some(table) => table.take_with(problems, |options| (entry.build)(options)),
-        None => (entry.build)(json!({})).ok(),
+        None => (entry.build)(json!({}))
+            .map_err(|fault| problems.at(table, fault.within("algorithm").into()))
+            .ok(),
     });
     let options = algorithm_table.as_ref().map_or_else(|| json!({}), Table::to_json);
     let config: Option<RlConfig> = table.take(problems);
