@@ -12,7 +12,7 @@ use candle_core::Tensor;
 
 use crate::error::PolicyError;
 use crate::model_config::DecoderShape;
-use crate::ops::matmul::{Job, Output, Panels, matmuls};
+use crate::ops::matmul::{Job, Output, Panels, Right, matmuls};
 use crate::ops::rope::{Rotations, Turn};
 use crate::ops::slices::Values;
 use crate::ops::{self, Heads, linear};
@@ -85,6 +85,7 @@ pub(crate) struct Scratch {
     dv: Vec<f32>,
     d_attended: Vec<f32>,
     d_normed: Vec<f32>,
+    panels: Panels,
 }
 
 /// The weights of one layer, laid out for the forward product.
@@ -269,13 +270,12 @@ impl LayerView<'_> {
         let (k, v) = (&k[..rows * kv_width], &v[..rows * kv_width]);
         let h = &h[..rows * hidden];
         let (gate, up) = (&mut gate[..rows * intermediate], &mut up[..rows * intermediate]);
-        let Scratch { normed, inner, dq, dk, dv, d_attended, d_normed } = scratch;
+        let Scratch { normed, inner, dq, dk, dv, d_attended, d_normed, panels } = scratch;
         let (normed, d_normed) = (sized(normed, rows * hidden), sized(d_normed, rows * hidden));
 
         // Feed-forward. `inner` holds the gradient of silu(gate) up, then its value.
         let inner = sized(inner, rows * intermediate);
-        let down = linear::backward_input(g, hidden, &self.down.weight, inner, intermediate);
-        matmuls(vec![down]);
+        input_gradient(panels, &self.down.weight, g, hidden, inner, intermediate, Output::Replace);
         ops::swiglu::backward(gate, up, inner);
         ops::rms_norm::forward(h, &self.feed_forward_norm, eps, normed);
         let (dgate, dup) = (&*gate, &*up);
@@ -288,6 +288,7 @@ impl LayerView<'_> {
             ],
         );
         sum_of_inputs(
+            panels,
             d_normed,
             hidden,
             [(dgate, &self.gate.weight, intermediate), (dup, &self.up.weight, intermediate)],
@@ -299,13 +300,8 @@ impl LayerView<'_> {
 
         // Attention. `g` is now the gradient by h.
         let d_attended = sized(d_attended, rows * query_width);
-        matmuls(vec![linear::backward_input(
-            g,
-            hidden,
-            &self.output.weight,
-            d_attended,
-            query_width,
-        )]);
+        let weight = &self.output.weight;
+        input_gradient(panels, weight, g, hidden, d_attended, query_width, Output::Replace);
         weight_gradients(gradients, [(&weights.output, &*g, attended)]);
         let dq = sized(dq, rows * query_width);
         let (dk, dv) = (sized(dk, rows * kv_width), sized(dv, rows * kv_width));
@@ -337,6 +333,7 @@ impl LayerView<'_> {
             ],
         );
         sum_of_inputs(
+            panels,
             d_normed,
             hidden,
             [
@@ -376,15 +373,38 @@ fn weight_gradients<const N: usize>(
 
 /// dx = Σ g w over maps that read the same x.
 fn sum_of_inputs<const N: usize>(
+    panels: &mut Panels,
     dx: &mut [f32],
     hidden: usize,
     maps: [(&[f32], &[f32], usize); N],
 ) {
     for (index, (g, weight, columns)) in maps.into_iter().enumerate() {
         let output = if index == 0 { Output::Replace } else { Output::Add };
-        matmuls(vec![Job { output, ..linear::backward_input(g, columns, weight, dx, hidden) }]);
+        input_gradient(panels, weight, g, columns, dx, hidden, output);
     }
 }
+
+/// dx = g w, or added to it. Where many rows read the weight, it is laid out for them first.
+fn input_gradient(
+    panels: &mut Panels,
+    weight: &[f32],
+    g: &[f32],
+    columns: usize,
+    dx: &mut [f32],
+    inner: usize,
+    output: Output,
+) {
+    let right = if g.len() / columns < FEW_ROWS {
+        Right::Rows(weight, inner)
+    } else {
+        panels.pack_rows(weight, columns, inner);
+        panels.right()
+    };
+    matmuls(vec![Job { output, ..linear::backward_input(g, columns, right, dx, inner) }]);
+}
+
+/// Rows for which laying out a weight costs more than it saves.
+const FEW_ROWS: usize = 48;
 
 fn add(sum: &mut [f32], values: &[f32]) {
     sum.iter_mut().zip(values).for_each(|(sum, value)| *sum += value);

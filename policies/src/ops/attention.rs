@@ -32,6 +32,7 @@ use candle_core::{D, Device, Result, Tensor};
 use multiversion::multiversion;
 use rayon::prelude::*;
 
+use super::kernel::prefetch;
 use super::lanes::{PARALLEL_ELEMENTS, dot, exponentiate, max};
 use super::matmul::{Out, Output, Right, View, matmul};
 use crate::kv_cache::KvCache;
@@ -334,9 +335,11 @@ impl<'a> Cached<'a> {
         let (group, head_dim) = (self.heads.group(), self.heads.head_dim);
         let tables: Vec<&[usize]> =
             spans.iter().map(|span| self.cache.table(span.sequence)).collect();
-        let shared = (0..tables[0].len())
-            .take_while(|index| tables.iter().all(|it| it.get(*index) == Some(&tables[0][*index])))
-            .count();
+        // Alone, the heads of the group are the only rows to multiply a block with at once.
+        let alike = |index: &usize| {
+            tables.len() > 1 && tables.iter().all(|it| it.get(*index) == tables[0].get(*index))
+        };
+        let shared = (0..tables[0].len()).take_while(alike).count();
         let blocks = tables.iter().map(|it| it.len()).max().unwrap_or(0);
         // Scores are `(group, spans, width)`.
         let (count, width) = (spans.len(), blocks * BLOCK);
@@ -355,7 +358,13 @@ impl<'a> Cached<'a> {
                 matmul(&mut scores, Output::Replace, scale, queries, keys, head_dim);
             }
         }
+        // Each sequence's own blocks lie anywhere: the next one's are asked for in time.
+        let own = |row: usize| {
+            let blocks = tables.get(row).map_or(shared, |table| table.len());
+            (shared..blocks).map(move |index| self.block(&spans[row], index))
+        };
         for (row, (span, table)) in spans.iter().zip(&tables).enumerate() {
+            own(row + 1).for_each(|block| prefetch(block.keys));
             let queries = View::rows(self.queries(span.start, 0).values, head_dim);
             for index in shared..table.len() {
                 let keys = Right::Rows(self.block(span, index).keys, BLOCK);
@@ -380,6 +389,7 @@ impl<'a> Cached<'a> {
             }
         }
         for (row, (span, table)) in spans.iter().zip(&tables).enumerate() {
+            own(row + 1).for_each(|block| prefetch(block.values));
             for index in shared..table.len() {
                 let values = Right::Rows(self.block(span, index).values, head_dim);
                 let output = if index == 0 { Output::Replace } else { Output::Add };

@@ -7,7 +7,7 @@
 //! dx = g w        dw = gᵀ x        db = Σ_t g_t
 //! ```
 //!
-//! The forward product reads the weight as [`Panels`]; both others read rows as they are.
+//! The forward product reads the weight as [`Panels`] of its transpose, dx as panels of itself.
 
 use candle_core::{Result, Tensor};
 use multiversion::multiversion;
@@ -36,15 +36,15 @@ pub(crate) fn forward<'a>(
     Job { bias, ..Job::new(Out::rows(y, columns), x, weight, inner) }
 }
 
-/// dx = g w, to be computed beside others.
+/// dx = g w, to be computed beside others; the weight as it is ([`Right::Rows`]) or laid out by
+/// [`Panels::pack_rows`].
 pub(crate) fn backward_input<'a>(
     g: &'a [f32],
     columns: usize,
-    weight: &'a [f32],
+    weight: Right<'a>,
     dx: &'a mut [f32],
     inner: usize,
 ) -> Job<'a> {
-    let weight = Right::Rows(weight, inner);
     Job::new(Out::rows(dx, inner), View::rows(g, columns), weight, columns)
 }
 

@@ -11,6 +11,7 @@
 use std::marker::PhantomData;
 use std::ops::Range;
 
+use multiversion::multiversion;
 use rayon::prelude::*;
 
 use super::kernel::{self, COLUMNS, Product, ROWS};
@@ -98,6 +99,24 @@ impl Panels {
             self.values.chunks_mut(panel).zip(weight.chunks(panel)).for_each(pack_panel);
         } else {
             self.values.par_chunks_mut(panel).zip(weight.par_chunks(panel)).for_each(pack_panel);
+        }
+    }
+
+    /// Lays out a matrix `(inner, columns)` as it is stored, for products that many rows share;
+    /// reuses the memory held.
+    pub(crate) fn pack_rows(&mut self, matrix: &[f32], inner: usize, columns: usize) {
+        assert_eq!(matrix.len(), columns * inner, "a matrix is as large as its shape");
+        (self.inner, self.columns) = (inner, columns);
+        let panel = inner * COLUMNS;
+        self.values.resize(columns.div_ceil(COLUMNS) * panel, 0.0);
+        let pack_panel = |(index, panel): (usize, &mut [f32])| {
+            let first = index * COLUMNS;
+            gather_rows(&matrix[first..], columns, COLUMNS.min(columns - first), panel);
+        };
+        if matrix.len() < PARALLEL_ELEMENTS {
+            self.values.chunks_mut(panel.max(1)).enumerate().for_each(pack_panel);
+        } else {
+            self.values.par_chunks_mut(panel).enumerate().for_each(pack_panel);
         }
     }
 
@@ -311,24 +330,38 @@ impl Gathered {
         self.a.resize(rows.next_multiple_of(ROWS) * length, 0.0);
         for (block, out) in self.a.chunks_exact_mut(ROWS * length).enumerate() {
             let row = block * ROWS;
-            let taken = ROWS.min(rows - row);
-            for (p, out) in out.chunks_exact_mut(ROWS).enumerate() {
-                let from = &a[p * stride + row..][..taken];
-                match from.first_chunk::<ROWS>() {
-                    Some(whole) => *out.first_chunk_mut().expect("a chunk of that size") = *whole,
-                    None => out[..taken].copy_from_slice(from),
-                }
-            }
+            gather_columns(&a[row..], stride, ROWS.min(rows - row), out);
         }
     }
 
     fn gather_b(&mut self, b: &[f32], stride: usize, columns: usize, length: usize) {
         self.b.resize(COLUMNS * length, 0.0);
-        for (p, out) in self.b.chunks_exact_mut(COLUMNS).take(length).enumerate() {
-            let from = &b[p * stride..][..columns];
-            match from.first_chunk::<COLUMNS>() {
-                Some(whole) => *out.first_chunk_mut().expect("a chunk of that size") = *whole,
-                None => out[..columns].copy_from_slice(from),
+        gather_rows(b, stride, columns, &mut self.b);
+    }
+}
+
+/// The first `width` values of rows `stride` apart, as rows of 12.
+#[multiversion(targets("x86_64+avx512f+avx512vl", "x86_64+avx2"))]
+fn gather_columns(from: &[f32], stride: usize, width: usize, out: &mut [f32]) {
+    for (p, out) in out.chunks_exact_mut(ROWS).enumerate() {
+        let from = &from[p * stride..][..width];
+        match from.first_chunk::<ROWS>() {
+            Some(whole) => *out.first_chunk_mut().expect("a chunk of that size") = *whole,
+            None => out[..width].copy_from_slice(from),
+        }
+    }
+}
+
+/// The first `width` values of rows `stride` apart, as rows of 32; what is beyond them is zero.
+#[multiversion(targets("x86_64+avx512f+avx512vl", "x86_64+avx2"))]
+fn gather_rows(from: &[f32], stride: usize, width: usize, out: &mut [f32]) {
+    for (p, out) in out.chunks_exact_mut(COLUMNS).enumerate() {
+        let from = &from[p * stride..][..width];
+        match from.first_chunk::<COLUMNS>() {
+            Some(whole) => *out.first_chunk_mut().expect("a chunk of that size") = *whole,
+            None => {
+                out[..width].copy_from_slice(from);
+                out[width..].fill(0.0);
             }
         }
     }

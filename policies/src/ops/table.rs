@@ -6,7 +6,7 @@ use std::sync::Arc;
 use candle_core::{Result, Tensor};
 
 use super::attention::{self, Heads};
-use super::matmul::{Job, Output, Panels, matmuls};
+use super::matmul::{Job, Output, Panels, Right, matmuls};
 use super::rope::{Rotations, Turn};
 use super::token_logprobs::Scored;
 use super::{embedding, linear, rms_norm, rope, swiglu, token_logprobs};
@@ -141,7 +141,7 @@ fn linear_results(
     matmuls(vec![linear::forward(x, width, &panels, bias, &mut value, vocab)]);
     let (mut dx, mut dw) = (vec![0.0; x.len()], vec![0.0; weight.len()]);
     matmuls(vec![
-        linear::backward_input(g, vocab, weight, &mut dx, width),
+        linear::backward_input(g, vocab, Right::Rows(weight, width), &mut dx, width),
         Job { output: Output::Replace, ..linear::backward_weight(g, vocab, x, width, &mut dw) },
     ]);
     let mut gradients = vec![dx, dw];

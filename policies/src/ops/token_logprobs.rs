@@ -22,7 +22,7 @@ use rayon::prelude::*;
 
 use super::lanes::{LANES, PARALLEL_ELEMENTS, exp, folded, max};
 use super::linear;
-use super::matmul::{Job, Out, Output, Panels, View, matmul, matmuls};
+use super::matmul::{Job, Out, Output, Panels, Right, View, matmul, matmuls};
 
 /// The same of candle's own operations: the reference.
 pub fn composed(
@@ -129,7 +129,8 @@ pub(crate) fn backward(
         } else {
             dz.par_chunks_mut(vocab).enumerate().for_each(row_gradient);
         }
-        let mut jobs = vec![linear::backward_input(dz, vocab, head, dhidden, width)];
+        let mut jobs =
+            vec![linear::backward_input(dz, vocab, Right::Rows(head, width), dhidden, width)];
         if let Some((dhead, output)) = &mut dhead {
             let job = linear::backward_weight(dz, vocab, hidden, width, dhead);
             jobs.push(Job { output: *output, ..job });
