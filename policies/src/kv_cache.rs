@@ -8,6 +8,10 @@
 use crate::error::PolicyError;
 use crate::model_config::ModelConfig;
 use crate::ops::attention::{BLOCK, Block, scatter};
+use crate::process::prefer_large_pages;
+
+/// Blocks come in slabs of about this size: a few large pages.
+const SLAB_BYTES: usize = 8 << 20;
 
 /// A cache of a fixed number of sequences, each of a bounded length.
 #[derive(Clone, Debug)]
@@ -19,8 +23,10 @@ pub struct KvCache {
     lengths: Vec<usize>,
     /// The blocks of each sequence, in the order of their positions.
     tables: Vec<Vec<usize>>,
-    /// `(layers, kv_heads, 2, 32 * head_dim)` each: keys `(head_dim, 32)`, values `(32, head_dim)`.
-    blocks: Vec<Box<[f32]>>,
+    /// Slabs of blocks, `(layers, kv_heads, 2, 32 * head_dim)` each: keys `(head_dim, 32)`, values
+    /// `(32, head_dim)`.
+    slabs: Vec<Vec<f32>>,
+    slab_blocks: usize,
     /// How many sequences hold each block; 0 is free.
     holders: Vec<u32>,
     free: Vec<usize>,
@@ -42,7 +48,8 @@ impl KvCache {
             capacity,
             lengths: vec![0; slots],
             tables: vec![Vec::new(); slots],
-            blocks: Vec::new(),
+            slabs: Vec::new(),
+            slab_blocks: (SLAB_BYTES / Self::block_bytes(config)).max(1),
             holders: Vec::new(),
             free: Vec::new(),
             most_blocks: usize::MAX,
@@ -135,7 +142,7 @@ impl KvCache {
 
     /// Blocks that may still be taken.
     pub fn blocks_free(&self) -> usize {
-        self.most_blocks.saturating_sub(self.blocks.len() - self.free.len())
+        self.most_blocks.saturating_sub(self.holders.len() - self.free.len())
     }
 
     /// Bytes of one block: 32 positions of all layers.
@@ -148,7 +155,7 @@ impl KvCache {
 
     /// Bytes of memory taken for keys and values, free blocks included.
     pub fn bytes(&self) -> usize {
-        self.blocks.iter().map(|block| block.len() * size_of::<f32>()).sum()
+        self.slabs.iter().map(|slab| slab.len() * size_of::<f32>()).sum()
     }
 
     /// Whether this cache was made for a model of these sizes.
@@ -167,11 +174,8 @@ impl KvCache {
             let shared = self.tables[slot][last];
             if self.holders[shared] > 1 {
                 let own = self.take();
-                let [from, to] = self
-                    .blocks
-                    .get_disjoint_mut([shared, own])
-                    .expect("a taken block is not the shared one");
-                to.copy_from_slice(from);
+                let copied = self.values(shared).to_vec();
+                self.values_mut(own).copy_from_slice(&copied);
                 self.release(shared);
                 self.tables[slot][last] = own;
             }
@@ -191,7 +195,7 @@ impl KvCache {
         let rows = keys.chunks_exact(width).zip(values.chunks_exact(width));
         for (row, (keys, values)) in rows.enumerate() {
             let (index, lane) = ((first + row) / BLOCK, (first + row) % BLOCK);
-            let block = &mut self.blocks[self.tables[slot][index]];
+            let block = self.values_mut(self.tables[slot][index]);
             let heads = keys.chunks_exact(head_dim).zip(values.chunks_exact(head_dim));
             for (head, (key, value)) in heads.enumerate() {
                 let at = (layer * kv_heads + head) * 2 * BLOCK * head_dim;
@@ -212,17 +216,38 @@ impl KvCache {
     pub(crate) fn block(&self, layer: usize, slot: usize, head: usize, index: usize) -> Block<'_> {
         let size = BLOCK * self.head_dim;
         let at = (layer * self.kv_heads + head) * 2 * size;
-        let block = &self.blocks[self.tables[slot][index]];
+        let block = self.values(self.tables[slot][index]);
         Block { keys: &block[at..at + size], values: &block[at + size..at + 2 * size] }
+    }
+
+    /// Values of one block.
+    fn block_size(&self) -> usize {
+        self.layers * self.kv_heads * 2 * BLOCK * self.head_dim
+    }
+
+    fn values(&self, block: usize) -> &[f32] {
+        let (size, place) = (self.block_size(), block % self.slab_blocks);
+        &self.slabs[block / self.slab_blocks][place * size..(place + 1) * size]
+    }
+
+    fn values_mut(&mut self, block: usize) -> &mut [f32] {
+        let (size, place) = (self.block_size(), block % self.slab_blocks);
+        &mut self.slabs[block / self.slab_blocks][place * size..(place + 1) * size]
     }
 
     fn take(&mut self) -> usize {
         let block = self.free.pop().unwrap_or_else(|| {
-            assert!(self.blocks.len() < self.most_blocks, "free blocks were counted before");
-            let size = self.layers * self.kv_heads * 2 * BLOCK * self.head_dim;
-            self.blocks.push(vec![0.0; size].into());
+            let block = self.holders.len();
+            assert!(block < self.most_blocks, "free blocks were counted before");
+            if block == self.slabs.len() * self.slab_blocks {
+                let size = self.slab_blocks * self.block_size();
+                let mut slab = Vec::with_capacity(size);
+                prefer_large_pages(&mut slab);
+                slab.resize(size, 0.0);
+                self.slabs.push(slab);
+            }
             self.holders.push(0);
-            self.blocks.len() - 1
+            block
         });
         self.holders[block] = 1;
         block

@@ -369,8 +369,8 @@ impl<'a> Cached<'a> {
             for index in shared..table.len() {
                 let keys = Right::Rows(self.block(span, index).keys, BLOCK);
                 let mut scores = Out::rows(p, count * width);
-                let start = row * width;
-                let columns = start + index * BLOCK..start + (index + 1) * BLOCK;
+                let start = row * width + index * BLOCK;
+                let columns = start..start + self.filled(span, index);
                 let mut scores = scores.part(0..group, columns);
                 matmul(&mut scores, Output::Replace, scale, queries, keys, head_dim);
             }
@@ -396,9 +396,15 @@ impl<'a> Cached<'a> {
                 let p = View::rows(&p[row * width + index * BLOCK..], count * width);
                 let mut out = out.part(row..row + 1, 0..group * head_dim);
                 let mut out = out.regrouped(0, group, head_dim);
-                matmul(&mut out, output, 1.0, p, values, BLOCK);
+                matmul(&mut out, output, 1.0, p, values, self.filled(span, index));
             }
         }
+    }
+
+    /// Positions of a block that a sequence has reached. Beyond them p is zero: leaving them out
+    /// changes no sum.
+    fn filled(&self, span: &Span, index: usize) -> usize {
+        BLOCK.min(self.cache.len(span.sequence) - index * BLOCK)
     }
 }
 
