@@ -19,6 +19,7 @@ use crate::algorithms::AlgorithmConfig;
 use crate::algorithms::grpo::GrpoConfig;
 use crate::error::Error;
 use crate::learner::batch::Sequence;
+use crate::learner::memory::{Demand, MemoryPlan};
 use crate::learner::{Learner, OptimizerConfig, Reuse};
 use crate::model::{check_fit, model_folder};
 use crate::rollout::trajectory::{ScoredGroup, ScoredTrajectory, Trajectory, Turn};
@@ -90,6 +91,15 @@ pub fn grpo(model: BenchModel, work: &GrpoWork) -> Result<Value, Error> {
     let steps = work.steps.max(1);
     let mut learner = Learner::new(model.decoder.clone(), config, steps as u64 + 1, false)?;
     let algorithm = GrpoConfig::default().build().expect("the defaults are valid");
+    let tokens = work.prompts * (work.prompt_tokens + work.group * work.new_tokens);
+    let demand = Demand {
+        trains: true,
+        micro_batch_tokens: learner.micro_batch_tokens().min(tokens),
+        slots: seqs,
+        context: work.prompt_tokens + work.new_tokens,
+        ..Default::default()
+    };
+    let plan = MemoryPlan::new(model.decoder.config(), &demand)?;
     let (mut generate_s, mut update_s) = (Vec::new(), Vec::new());
     for step in 0..=steps as u64 {
         let prompts = model.prompts(work.prompts, work.prompt_tokens, step);
@@ -128,7 +138,7 @@ pub fn grpo(model: BenchModel, work: &GrpoWork) -> Result<Value, Error> {
         "generate_s": rounded(generate_s), "update_s": rounded(update_s),
         "sampled_tok_s": rounded(sampled / generate_s),
         "end_to_end_tok_s": rounded(sampled / step_s),
-        "peak_rss_mb": peak_rss_mb(), "device": "cpu",
+        "peak_rss_mb": peak_rss_mb(), "planned_mb": plan.total() >> 20, "device": "cpu",
     }))
 }
 

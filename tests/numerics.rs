@@ -270,3 +270,105 @@ fn shared_prompts_and_refilled_slots_change_no_reply() {
         }
     }
 }
+
+/// A cache of eight blocks, for 36 replies that each need one or two.
+fn small_cache(scene: &Scene, slots: usize) -> Engine {
+    let engine = Engine::new(&scene.decoder, Arc::clone(&scene.tokenizer), slots);
+    let bytes = 8 * Engine::bytes_for(scene.decoder.config(), 1);
+    engine.expect("an engine").with_cache_bytes(bytes)
+}
+
+fn long_requests(scene: &Scene, round: u64) -> Vec<Request> {
+    let params = Arc::new(SamplingParams {
+        temperature: TEMPERATURE,
+        max_tokens: 32,
+        ..SamplingParams::default()
+    });
+    (0..scene.prompts.len() * GROUP)
+        .map(|it| Request {
+            id: it as u64,
+            prompt: Arc::clone(&scene.prompts[it / GROUP]),
+            params: Arc::clone(&params),
+            seed: round * 1000 + it as u64,
+        })
+        .collect()
+}
+
+#[test]
+fn replies_that_lose_their_place_in_the_cache_come_out_the_same() {
+    for family in ["llama", "qwen2", "qwen3"] {
+        let scene = Scene::new(family);
+        let slots = scene.prompts.len() * GROUP;
+        let mut roomy =
+            Engine::new(&scene.decoder, Arc::clone(&scene.tokenizer), slots).expect("an engine");
+        let expected = roomy.generate(long_requests(&scene, 0)).expect("replies");
+        assert_eq!(roomy.preemptions(), 0);
+        let mut tight = small_cache(&scene, slots);
+        let found = tight.generate(long_requests(&scene, 0)).expect("replies");
+        assert!(tight.preemptions() > 0, "{family}: the cache was large enough for all");
+        assert!(tight.cache_bytes() < roomy.cache_bytes());
+        // To the bit: ids and log-probabilities.
+        assert_eq!(found, expected, "{family}");
+    }
+}
+
+#[test]
+fn a_reply_that_no_cache_of_this_size_could_hold_is_an_error() {
+    let scene = Scene::new("llama");
+    let bytes = Engine::bytes_for(scene.decoder.config(), 1);
+    let mut engine = Engine::new(&scene.decoder, Arc::clone(&scene.tokenizer), 4)
+        .expect("an engine")
+        .with_cache_bytes(bytes);
+    let error = engine.generate(long_requests(&scene, 0)).expect_err("one block is too few");
+    assert!(error.to_string().contains("needs more cache than there is"), "{error}");
+}
+
+#[test]
+fn sampler_and_learner_agree_through_fifty_updates() {
+    for family in ["llama", "qwen3"] {
+        let mut scene = Scene::new(family);
+        let slots = scene.prompts.len() * GROUP;
+        let mut learner = scene.learner(200, false);
+        let mut engine = small_cache(&scene, slots);
+        let algorithm = grpo(json!({}));
+        let reuse = Reuse { epochs: 1, minibatches: 1 };
+        for round in 0..50 {
+            engine.publish(learner.decoder(), round);
+            let replies = engine.generate(long_requests(&scene, round)).expect("replies");
+            for (index, completion) in replies.into_iter().enumerate() {
+                let (group, member) = (index / GROUP, index % GROUP);
+                scene.groups[group].members[member] = scene.scored(group, member, completion);
+            }
+            let metrics = learner
+                .update(&*algorithm, &scene.groups, reuse, (TEMPERATURE, 32), round, Seed(1))
+                .expect("an update");
+            let told = metrics.value("learner/sampler_mismatch_nats").expect("it is measured");
+            assert!(told < 1e-5, "{family}: {told} nats in round {round}");
+        }
+        assert!(engine.preemptions() > 0, "{family}: nothing had to wait");
+    }
+}
+
+#[test]
+fn shared_prompts_change_an_update_by_rounding_only() {
+    let scene = Scene::new("qwen2");
+    let updated = |share_prompts: bool, recompute_activations: bool| {
+        let config = OptimizerConfig {
+            learning_rate: 1e-3,
+            adamw: AdamWConfig { eps: 1e-3, ..AdamWConfig::default() },
+            share_prompts,
+            recompute_activations,
+            ..OptimizerConfig::default()
+        };
+        let decoder = scene.decoder.snapshot().expect("a copy");
+        let mut learner = Learner::new(decoder, config, 10, false).expect("a learner");
+        let reuse = Reuse { epochs: 2, minibatches: 2 };
+        learner
+            .update(&*grpo(json!({})), &scene.groups, reuse, (TEMPERATURE, MAX_TOKENS), 0, Seed(1))
+            .expect("an update");
+        learner
+    };
+    let shared = updated(true, false);
+    check_same_weights(shared.decoder(), updated(false, false).decoder(), "prompts copied");
+    check_same_weights(shared.decoder(), updated(true, true).decoder(), "recomputed");
+}

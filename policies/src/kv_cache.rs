@@ -60,6 +60,7 @@ impl KvCache {
     #[must_use]
     pub fn with_most_blocks(mut self, blocks: usize) -> Self {
         self.most_blocks = blocks;
+        self.slab_blocks = self.slab_blocks.min(blocks).max(1);
         self
     }
 

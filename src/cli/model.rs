@@ -444,6 +444,7 @@ pub fn eval(args: &EvalArgs, common: &Common, registry: &Registry) -> Result<(),
     let limits = PoolLimits {
         threads: common.threads(),
         slots: SLOTS,
+        cache_bytes: None,
         episodes: SLOTS.max(args.samples),
         max_turns: 8,
         lockstep: true,

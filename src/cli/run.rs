@@ -127,24 +127,31 @@ fn plan_of(run: &RunPlan) -> Result<String, Error> {
             ("memory: weights", memory.weights),
             ("memory: gradients and optimizer", memory.training_state),
             ("memory: activations, at most", memory.activations),
+            ("memory: weights laid out to sample", memory.sampling),
             ("memory: sampling cache, at most", memory.cache),
         ] {
             if bytes > 0 {
                 text.push_str(&format!("    {name:<34}{:>14}\n", human_bytes(bytes)));
             }
         }
-        if let Some(available) = available_bytes()
-            && memory.total() > available
-        {
-            return Err(Error::usage(
-                format!(
-                    "stage `{}` needs about {} of memory and {} are free",
-                    plan.name,
-                    human_bytes(memory.total()),
-                    human_bytes(available)
-                ),
-                memory.what_to_lower(),
-            ));
+        let Some(available) = available_bytes() else { continue };
+        match memory.cache_within(available) {
+            Some(cache) if cache < memory.cache => {
+                let (name, cache) = ("memory: cache bounded to what is free", human_bytes(cache));
+                text.push_str(&format!("    {name:<34}{cache:>11}\n"));
+            }
+            Some(_) => {}
+            None => {
+                return Err(Error::usage(
+                    format!(
+                        "stage `{}` needs about {} of memory and {} are free",
+                        plan.name,
+                        human_bytes(memory.total()),
+                        human_bytes(available)
+                    ),
+                    memory.what_to_lower(),
+                ));
+            }
         }
     }
     Ok(text)

@@ -1,41 +1,51 @@
 //! What a run will need in memory, computed before it starts, and whether the machine has it.
 //!
-//! The parts are exact where they are exact (weights, gradients, moments, cache) and an upper
-//! estimate for activations: candle keeps every forward result until the backward pass has ended.
+//! The buffers of a pass are counted one by one, so the plan and the peak agree closely where the
+//! batches are as full as the settings allow. The cache of keys and values gives way first: a run
+//! whose cache does not fit is given less, and its replies wait for each other.
 
-use tallow_policies::{ModelConfig, PolicyError};
+use tallow_policies::{Engine, ModelConfig, PolicyError};
 
 /// What is asked of the machine.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Demand {
     /// Whether weights are trained (gradients and two moments besides them).
     pub trains: bool,
-    /// Whether a second, frozen copy of the weights is kept.
-    pub reference: bool,
+    /// Copies of the weights besides the trained ones: a reference, or a published version.
+    pub copies: usize,
     /// Most tokens in one forward and backward pass.
     pub micro_batch_tokens: usize,
-    /// Longest sequence, which attention's backward pass holds a square of.
-    pub sequence_tokens: usize,
+    /// Whether each layer keeps only its input for the backward pass.
+    pub recomputes: bool,
     /// Replies sampled at once.
     pub slots: usize,
     /// Longest prompt and reply together.
     pub context: usize,
+    /// A bound on keys and values that the settings name.
+    pub cache_bytes: Option<u64>,
 }
 
 /// Bytes by purpose.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MemoryPlan {
-    /// Trained weights, and the reference's.
+    /// Trained weights and their copies.
     pub weights: u64,
-    /// Gradients (accumulated and in flight) and AdamW's moments.
+    /// Gradients and AdamW's moments.
     pub training_state: u64,
-    /// Forward results kept for the backward pass.
+    /// Forward results kept for the backward pass, and the buffers of both.
     pub activations: u64,
+    /// The weights laid out for sampling.
+    pub sampling: u64,
     /// Keys and values of the replies being sampled.
     pub cache: u64,
+    /// The least the cache can be: one reply.
+    pub least_cache: u64,
 }
 
 const F32: u64 = 4;
+
+/// Logits that scoring holds at once, at most.
+const LOGITS: u64 = 1 << 25;
 
 impl MemoryPlan {
     /// The plan of one stage.
@@ -44,46 +54,87 @@ impl MemoryPlan {
     /// If the model's configuration contradicts itself.
     pub fn new(model: &ModelConfig, demand: &Demand) -> Result<Self, PolicyError> {
         let parameters = model.parameter_count()? as u64;
+        let vocabulary = model.vocab_size as u64;
         let layers = model.num_hidden_layers as u64;
         let hidden = model.hidden_size as u64;
         let inner = model.intermediate_size as u64;
         let heads = model.query_width() as u64;
         let kv = model.kv_width() as u64;
         let tokens = demand.micro_batch_tokens as u64;
-        // Per token and layer: two norms, q, k, v before and after rotation, attention's result,
-        // two residual sums, gate, up and their product; as much again for gradients in flight.
-        let per_layer = 6 * hidden + 3 * heads + 4 * kv + 3 * inner;
-        let vocabulary_chunk = 256 * model.vocab_size as u64;
+        // Of each layer: q, k, v, what was attended to, the residual stream in its middle, gate and
+        // up. Then the residual stream before each layer and after the last.
+        let of_layer = 2 * heads + 2 * kv + hidden + 2 * inner;
+        let kept_layers = if demand.recomputes { 1 } else { layers };
+        let kept = kept_layers * of_layer + (layers + 1) * hidden;
+        // Once: two normed rows, the feed-forward block's inner row, gradients of q, k, v and of
+        // what was attended to, and those of the residual stream; scored rows before and after
+        // the final norm and their gradients.
+        let once = 2 * hidden + inner + 2 * heads + 2 * kv + hidden + 3 * hidden;
+        let weights_of_layer = 2 * hidden * (heads + kv) + 3 * hidden * inner;
+        let logits = (tokens * vocabulary).min(LOGITS.max(96 * vocabulary));
         let activations = if demand.trains {
-            (tokens * (layers * per_layer * 3 / 2 + 4 * hidden) + 2 * vocabulary_chunk) * F32
+            tokens * (kept + once) + weights_of_layer + hidden * inner + logits
         } else {
             0
         };
-        let copies = 1 + u64::from(demand.reference);
+        let bytes_for = |tokens: usize| Engine::bytes_for(model, tokens) as u64;
+        let cache = bytes_for(demand.context).saturating_mul(demand.slots as u64);
+        let samples = demand.slots > 0;
         Ok(Self {
-            weights: parameters * F32 * copies,
-            training_state: if demand.trains { parameters * F32 * 4 } else { 0 },
-            activations,
-            cache: (demand.context as u64 * layers * 2 * kv * F32)
-                .saturating_mul(demand.slots as u64),
+            weights: parameters * F32 * (1 + demand.copies as u64),
+            training_state: if demand.trains { parameters * F32 * 3 } else { 0 },
+            activations: activations * F32,
+            sampling: if samples {
+                (layers * weights_of_layer + vocabulary * hidden) * F32
+            } else {
+                0
+            },
+            cache: cache.min(demand.cache_bytes.unwrap_or(u64::MAX)),
+            least_cache: if samples { bytes_for(demand.context) } else { 0 },
         })
     }
 
     /// All of it.
     pub fn total(&self) -> u64 {
-        (self.weights + self.training_state + self.activations).saturating_add(self.cache)
+        self.without_cache().saturating_add(self.cache)
     }
 
-    /// The part that can be made smaller most, as the setting that does so.
+    fn without_cache(&self) -> u64 {
+        self.weights + self.training_state + self.activations + self.sampling
+    }
+
+    /// The cache that fits into the bytes available: all of it, or as much as is left; `None` where
+    /// not even one reply fits.
+    pub fn cache_within(&self, available: u64) -> Option<u64> {
+        let left = available.checked_sub(self.without_cache())?;
+        let cache = self.cache.min(left);
+        (cache >= self.least_cache).then_some(cache)
+    }
+
+    /// The setting to change where even the least does not fit.
     pub fn what_to_lower(&self) -> &'static str {
-        if self.activations >= self.cache && self.activations >= self.training_state {
-            "lower optimizer.micro_batch_tokens"
-        } else if self.cache >= self.training_state {
-            "lower rollout.slots or sampling.max_tokens"
+        if self.cache < self.least_cache {
+            "raise rollout.cache_mib to hold one reply of model.context tokens, or lower model.context"
+        } else if self.activations >= self.least_cache && self.activations >= self.training_state {
+            "lower optimizer.micro_batch_tokens, or set optimizer.recompute_activations"
+        } else if self.least_cache >= self.training_state {
+            "lower model.context"
         } else {
             "choose a smaller model: weights and optimizer state alone are too large"
         }
     }
+}
+
+/// The bound to give a cache, so that the stage fits into what is free now; `None` where nothing
+/// needs bounding.
+///
+/// # Errors
+/// If the model's configuration contradicts itself.
+pub fn cache_bound(model: &ModelConfig, demand: &Demand) -> Result<Option<usize>, PolicyError> {
+    let plan = MemoryPlan::new(model, demand)?;
+    let fits = available_bytes().and_then(|available| plan.cache_within(available));
+    let bound = fits.filter(|cache| *cache < plan.cache).or(demand.cache_bytes);
+    Ok(bound.and_then(|bytes| usize::try_from(bytes).ok()))
 }
 
 /// Bytes this process may still take: the machine's available memory, or less where a control
@@ -104,4 +155,37 @@ pub fn available_bytes() -> Option<u64> {
 /// `1536` bytes as `1.5 KiB`.
 pub fn human_bytes(bytes: u64) -> String {
     indicatif::HumanBytes(bytes).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PLAN: MemoryPlan = MemoryPlan {
+        weights: 100,
+        training_state: 300,
+        activations: 50,
+        sampling: 100,
+        cache: 80,
+        least_cache: 10,
+    };
+
+    #[test]
+    fn the_cache_gives_way_down_to_one_reply() {
+        assert_eq!(PLAN.total(), 630);
+        assert_eq!(PLAN.cache_within(1000), Some(80));
+        assert_eq!(PLAN.cache_within(600), Some(50));
+        assert_eq!(PLAN.cache_within(560), Some(10));
+        assert_eq!(PLAN.cache_within(559), None);
+        assert_eq!(PLAN.cache_within(100), None);
+    }
+
+    #[test]
+    fn what_to_lower_names_the_largest_part() {
+        assert!(PLAN.what_to_lower().contains("smaller model"));
+        let deep = MemoryPlan { activations: 500, ..PLAN };
+        assert!(deep.what_to_lower().contains("micro_batch_tokens"));
+        let tight = MemoryPlan { cache: 9, ..PLAN };
+        assert!(tight.what_to_lower().contains("rollout.cache_mib"));
+    }
 }

@@ -153,6 +153,11 @@ impl Learner {
         self.decoder
     }
 
+    /// Most tokens in one forward and backward pass.
+    pub fn micro_batch_tokens(&self) -> usize {
+        self.config.micro_batch_tokens
+    }
+
     /// Optimizer steps taken.
     pub fn steps(&self) -> u64 {
         self.steps

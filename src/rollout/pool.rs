@@ -45,6 +45,8 @@ pub struct PoolLimits {
     pub threads: usize,
     /// Replies sampled at once.
     pub slots: usize,
+    /// A bound on the memory of keys and values.
+    pub cache_bytes: Option<usize>,
     /// Most episodes in flight, at least the largest group; what is asked for beyond waits.
     pub episodes: usize,
     /// Most replies in one episode.
@@ -134,7 +136,10 @@ impl RolloutPool {
         limits: PoolLimits,
         interrupted: Arc<AtomicBool>,
     ) -> Result<Self, Error> {
-        let engine = Engine::new(decoder, Arc::clone(renderer.tokenizer()), limits.slots)?;
+        let mut engine = Engine::new(decoder, Arc::clone(renderer.tokenizer()), limits.slots)?;
+        if let Some(bytes) = limits.cache_bytes {
+            engine = engine.with_cache_bytes(bytes);
+        }
         let room = limits.episodes.max(1);
         let (jobs, job_box) = bounded(room);
         let (to_engine, mailbox) = bounded(limits.threads.max(1) * 4);

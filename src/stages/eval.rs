@@ -141,6 +141,7 @@ impl Stage for EvalStage {
             PoolLimits {
                 threads: run.threads(),
                 slots: config.slots,
+                cache_bytes: None,
                 episodes: config.slots.max(config.evaluation.samples),
                 max_turns: config.max_turns,
                 lockstep: true,

@@ -186,7 +186,7 @@ impl Stage for NextTokenStage {
         Some(Demand {
             trains: true,
             micro_batch_tokens: micro_batch,
-            sequence_tokens: sequence,
+            recomputes: self.config.optimizer.recompute_activations,
             ..Default::default()
         })
     }

@@ -23,7 +23,7 @@ use crate::config::document::Table;
 use crate::config::problem::{Fault, Problems};
 use crate::error::Error;
 use crate::evaluation::{Evaluation, EvaluationConfig};
-use crate::learner::memory::Demand;
+use crate::learner::memory::{Demand, cache_bound};
 use crate::learner::{Learner, OptimizerConfig, Reuse};
 use crate::model::{ModelSettings, ModelState};
 use crate::renderer::Renderer;
@@ -57,6 +57,9 @@ pub struct RolloutConfig {
     pub threads: Option<usize>,
     /// Replies sampled at once; absent: all of a step.
     pub slots: Option<usize>,
+    /// Most MiB of keys and values; absent: what the slots may need, as far as it is free. Replies
+    /// that find no room wait, which changes no sample of a lockstep run.
+    pub cache_mib: Option<u64>,
     /// Most replies in one episode.
     pub max_turns: usize,
     /// Serve requests in a fixed order, so that a run repeats bit for bit.
@@ -72,6 +75,7 @@ impl Default for RolloutConfig {
         Self {
             threads: None,
             slots: None,
+            cache_mib: None,
             max_turns: 8,
             lockstep: true,
             max_staleness: 0,
@@ -576,18 +580,17 @@ impl Stage for RlStage {
     fn demand(&self, model: &ModelSettings) -> Option<Demand> {
         let sequence = model.context;
         let most = self.config.replies().saturating_mul(sequence);
+        let optimizer = &self.config.optimizer;
+        let copies = usize::from((self.algorithm)().requires().reference)
+            + usize::from(self.config.rollout.max_staleness > 0);
         Some(Demand {
             trains: true,
-            reference: (self.algorithm)().requires().reference,
-            micro_batch_tokens: self
-                .config
-                .optimizer
-                .micro_batch_tokens
-                .min(most)
-                .max(sequence.min(self.config.optimizer.micro_batch_tokens)),
-            sequence_tokens: sequence,
+            copies,
+            micro_batch_tokens: optimizer.micro_batch_tokens.min(most),
+            recomputes: optimizer.recompute_activations,
             slots: self.slots(),
             context: sequence,
+            cache_bytes: self.config.rollout.cache_mib.map(|mib| mib.saturating_mul(1 << 20)),
         })
     }
 
@@ -609,6 +612,13 @@ impl Stage for RlStage {
             first = checkpoint.step;
             evaluated = state.evaluated;
         }
+        let model = learner.decoder().config();
+        let cache_bytes = match self.demand(run.model()) {
+            Some(demand) => {
+                cache_bound(model, &Demand { context: model.max_position_embeddings, ..demand })?
+            }
+            None => None,
+        };
         let mut pool = RolloutPool::new(
             learner.decoder(),
             &renderer,
@@ -621,6 +631,7 @@ impl Stage for RlStage {
             PoolLimits {
                 threads: config.rollout.threads.unwrap_or_else(|| run.threads()),
                 slots: self.slots(),
+                cache_bytes,
                 // A group plays as a whole: an evaluation's may be larger than a step.
                 episodes: self.episodes().max(config.evaluation.samples),
                 max_turns: config.rollout.max_turns,
