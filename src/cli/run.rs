@@ -129,6 +129,7 @@ fn plan_of(run: &RunPlan) -> Result<String, Error> {
             ("memory: activations, at most", memory.activations),
             ("memory: weights laid out to sample", memory.sampling),
             ("memory: sampling cache, at most", memory.cache),
+            ("memory: rollouts, at most", memory.rollouts),
         ] {
             if bytes > 0 {
                 text.push_str(&format!("    {name:<34}{:>14}\n", human_bytes(bytes)));

@@ -21,6 +21,8 @@ pub struct Demand {
     pub slots: usize,
     /// Longest prompt and reply together.
     pub context: usize,
+    /// Tokens of the rollouts that wait for their update.
+    pub rollout_tokens: usize,
     /// A bound on keys and values that the settings name.
     pub cache_bytes: Option<u64>,
 }
@@ -36,6 +38,8 @@ pub struct MemoryPlan {
     pub activations: u64,
     /// The weights laid out for sampling.
     pub sampling: u64,
+    /// Rollouts that wait for their update: ids, text, log-probabilities, credit.
+    pub rollouts: u64,
     /// Keys and values of the replies being sampled.
     pub cache: u64,
     /// The least the cache can be: one reply.
@@ -46,6 +50,10 @@ const F32: u64 = 4;
 
 /// Logits that scoring holds at once, at most.
 const LOGITS: u64 = 1 << 25;
+
+/// Bytes of one token of a waiting rollout: its id twice, some text, the log-probabilities of
+/// sampler and learner, its credit.
+const ROLLOUT_TOKEN: u64 = 32;
 
 impl MemoryPlan {
     /// The plan of one stage.
@@ -89,6 +97,7 @@ impl MemoryPlan {
             } else {
                 0
             },
+            rollouts: (demand.rollout_tokens as u64).saturating_mul(ROLLOUT_TOKEN),
             cache: cache.min(demand.cache_bytes.unwrap_or(u64::MAX)),
             least_cache: if samples { bytes_for(demand.context) } else { 0 },
         })
@@ -100,7 +109,8 @@ impl MemoryPlan {
     }
 
     fn without_cache(&self) -> u64 {
-        self.weights + self.training_state + self.activations + self.sampling
+        let fixed = self.weights + self.training_state + self.activations + self.sampling;
+        fixed.saturating_add(self.rollouts)
     }
 
     /// The cache that fits into the bytes available: all of it, or as much as is left; `None` where
@@ -115,6 +125,8 @@ impl MemoryPlan {
     pub fn what_to_lower(&self) -> &'static str {
         if self.cache < self.least_cache {
             "raise rollout.cache_mib to hold one reply of model.context tokens, or lower model.context"
+        } else if self.rollouts >= self.activations.max(self.least_cache).max(self.training_state) {
+            "lower groups_per_step or group_size"
         } else if self.activations >= self.least_cache && self.activations >= self.training_state {
             "lower optimizer.micro_batch_tokens, or set optimizer.recompute_activations"
         } else if self.least_cache >= self.training_state {
@@ -165,7 +177,8 @@ mod tests {
         weights: 100,
         training_state: 300,
         activations: 50,
-        sampling: 100,
+        sampling: 90,
+        rollouts: 10,
         cache: 80,
         least_cache: 10,
     };

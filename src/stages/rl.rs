@@ -590,6 +590,7 @@ impl Stage for RlStage {
             recomputes: optimizer.recompute_activations,
             slots: self.slots(),
             context: sequence,
+            rollout_tokens: most,
             cache_bytes: self.config.rollout.cache_mib.map(|mib| mib.saturating_mul(1 << 20)),
         })
     }
