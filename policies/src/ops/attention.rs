@@ -32,7 +32,6 @@ use candle_core::{D, Device, Result, Tensor};
 use multiversion::multiversion;
 use rayon::prelude::*;
 
-use super::kernel::prefetch;
 use super::lanes::{PARALLEL_ELEMENTS, dot, exponentiate, max};
 use super::matmul::{Out, Output, Right, View, matmul};
 use crate::kv_cache::KvCache;
@@ -358,13 +357,7 @@ impl<'a> Cached<'a> {
                 matmul(&mut scores, Output::Replace, scale, queries, keys, head_dim);
             }
         }
-        // Each sequence's own blocks lie anywhere: the next one's are asked for in time.
-        let own = |row: usize| {
-            let blocks = tables.get(row).map_or(shared, |table| table.len());
-            (shared..blocks).map(move |index| self.block(&spans[row], index))
-        };
         for (row, (span, table)) in spans.iter().zip(&tables).enumerate() {
-            own(row + 1).for_each(|block| prefetch(block.keys));
             let queries = View::rows(self.queries(span.start, 0).values, head_dim);
             for index in shared..table.len() {
                 let keys = Right::Rows(self.block(span, index).keys, BLOCK);
@@ -389,7 +382,6 @@ impl<'a> Cached<'a> {
             }
         }
         for (row, (span, table)) in spans.iter().zip(&tables).enumerate() {
-            own(row + 1).for_each(|block| prefetch(block.values));
             for index in shared..table.len() {
                 let values = Right::Rows(self.block(span, index).values, head_dim);
                 let output = if index == 0 { Output::Replace } else { Output::Add };

@@ -18,19 +18,6 @@ pub(super) const COLUMNS: usize = 32;
 /// Rows of one block at most: with 32 columns, 24 accumulators of 32 registers.
 pub(super) const ROWS: usize = 12;
 
-/// Asks for values to be brought near: those that will be read next, from memory that no pattern
-/// leads to.
-pub(super) fn prefetch(values: &[f32]) {
-    #[cfg(target_arch = "x86_64")]
-    for line in values.chunks(16) {
-        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        // SAFETY: a prefetch reads nothing that the program sees, and the address is valid.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast()) };
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = values;
-}
-
 /// One product of a block: pointers, strides and what happens to the result.
 #[derive(Clone, Copy)]
 pub(super) struct Product {
