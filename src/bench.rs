@@ -10,8 +10,8 @@ use rand::RngExt;
 use serde_json::{Value, json};
 use tallow_envs::{Seed, Split, Task, TaskId};
 use tallow_policies::{
-    Completion, Decoder, Engine, InitOptions, ModelConfig, Request, SamplingParams, TokenId,
-    Tokenizer,
+    Completion, Decoder, Engine, InitOptions, LoraConfig, ModelConfig, Request, SamplingParams,
+    TokenId, Tokenizer,
 };
 use tallow_verifiers::{Message, Reference, StopReason, Transcript, Verdict};
 
@@ -77,6 +77,13 @@ pub struct GrpoWork {
     pub new_tokens: usize,
     /// Steps counted.
     pub steps: usize,
+    /// Rank of the adapters to train; 0 trains all weights.
+    pub lora_rank: usize,
+}
+
+/// Adapters beside every linear map, of a rank; none of rank 0.
+fn adapters(rank: usize) -> Option<LoraConfig> {
+    (rank > 0).then(|| LoraConfig { rank, alpha: 2.0 * rank as f64, ..Default::default() })
 }
 
 /// Whole GRPO steps.
@@ -87,9 +94,11 @@ pub fn grpo(model: BenchModel, work: &GrpoWork) -> Result<Value, Error> {
     let seqs = work.prompts * work.group;
     let params = exact_length(work.new_tokens);
     let mut engine = Engine::new(&model.decoder, Arc::clone(&model.tokenizer), seqs)?;
-    let config = OptimizerConfig { learning_rate: 1e-6, ..Default::default() };
+    let lora = adapters(work.lora_rank);
+    let config = OptimizerConfig { learning_rate: 1e-6, lora: lora.clone(), ..Default::default() };
     let steps = work.steps.max(1);
-    let mut learner = Learner::new(model.decoder.clone(), config, steps as u64 + 1, false)?;
+    let decoder = model.decoder.clone();
+    let mut learner = Learner::new(decoder, config, steps as u64 + 1, false, model.seed)?;
     let algorithm = GrpoConfig::default().build().expect("the defaults are valid");
     let tokens = work.prompts * (work.prompt_tokens + work.group * work.new_tokens);
     let demand = Demand {
@@ -97,6 +106,7 @@ pub fn grpo(model: BenchModel, work: &GrpoWork) -> Result<Value, Error> {
         micro_batch_tokens: learner.micro_batch_tokens().min(tokens),
         slots: seqs,
         context: work.prompt_tokens + work.new_tokens,
+        lora,
         ..Default::default()
     };
     let plan = MemoryPlan::new(model.decoder.config(), &demand)?;
@@ -146,12 +156,19 @@ pub fn grpo(model: BenchModel, work: &GrpoWork) -> Result<Value, Error> {
 ///
 /// # Errors
 /// If the model fails.
-pub fn train(model: BenchModel, batch: usize, seq: usize, steps: usize) -> Result<Value, Error> {
+pub fn train(
+    model: BenchModel,
+    batch: usize,
+    seq: usize,
+    steps: usize,
+    lora_rank: usize,
+) -> Result<Value, Error> {
     let parameters = model.decoder.config().parameter_count()? as f64;
     let gemm_gflops = best_matrix_rate();
     let prompts: Vec<_> = (0..=steps as u64).map(|it| model.prompts(batch, seq, it)).collect();
-    let config = OptimizerConfig { learning_rate: 1e-4, ..Default::default() };
-    let mut learner = Learner::new(model.decoder, config, steps as u64 + 1, false)?;
+    let lora = adapters(lora_rank);
+    let config = OptimizerConfig { learning_rate: 1e-4, lora, ..Default::default() };
+    let mut learner = Learner::new(model.decoder, config, steps as u64 + 1, false, model.seed)?;
     let mut times = Vec::new();
     for prompts in prompts {
         let sequences: Vec<Sequence> =
@@ -235,7 +252,11 @@ fn scored(prompt: &[TokenId], replies: &[Completion]) -> ScoredGroup {
             let mut tokens = prompt.to_vec();
             tokens.extend_from_slice(&reply.tokens);
             let range = prompt.len()..tokens.len();
-            let turn = Turn { range, logprobs: reply.logprobs.clone() };
+            let turn = Turn {
+                range,
+                logprobs: reply.logprobs.clone(),
+                kept_masses: reply.kept_masses.clone(),
+            };
             let transcript =
                 Transcript { messages: vec![Message::user("")], stop: StopReason::Finished };
             let trajectory = Trajectory {

@@ -2,8 +2,10 @@
 //!
 //! pass@k is the unbiased estimator 1 - C(n - c, k) / C(n, k) of Chen et al. 2021 (arXiv:2107.03374,
 //! eq. 1), with c of a task's n replies right. Intervals are 95 % and take tasks as the independent
-//! draws: mean ± 1.96 standard errors over tasks, kept within 0 and 1. Lengths are in tokens, those
-//! of right and wrong replies apart, since a mean over both can rise for either reason.
+//! draws: Wilson's (1927, eq. 2 of doi:10.2307/2276774) for as many draws as would spread as much as
+//! the tasks' means do (Kish 1965: the effective sample size), at least the number of tasks. Lengths
+//! are in tokens, those of right and wrong replies apart, since a mean over both can rise for either
+//! reason.
 
 use std::sync::Arc;
 
@@ -209,10 +211,22 @@ fn set_interval(metrics: &mut Metrics, name: &str, values: &[f64]) {
     let mean = values.iter().sum::<f64>() / count;
     let variance =
         values.iter().map(|it| (it - mean).powi(2)).sum::<f64>() / (count - 1.0).max(1.0);
-    let half = 1.96 * (variance / count).sqrt();
+    let spread = mean * (1.0 - mean);
+    let draws = if variance > 0.0 { (spread * count / variance).max(count) } else { count };
+    let (low, high) = wilson(mean, draws);
     metrics.set(name, mean);
-    metrics.set(format!("{name}_low"), (mean - half).max(0.0));
-    metrics.set(format!("{name}_high"), (mean + half).min(1.0));
+    metrics.set(format!("{name}_low"), low);
+    metrics.set(format!("{name}_high"), high);
+}
+
+/// The 95 % interval of a share seen in so many independent draws. Unlike the mean ± 1.96 standard
+/// errors it has a width where all draws were alike.
+fn wilson(share: f64, draws: f64) -> (f64, f64) {
+    const Z: f64 = 1.96;
+    let square = Z * Z / draws;
+    let center = (share + square / 2.0) / (1.0 + square);
+    let half = (share * (1.0 - share) * square + square * square / 4.0).sqrt() / (1.0 + square);
+    ((center - half).max(0.0), (center + half).min(1.0))
 }
 
 #[cfg(test)]
@@ -228,5 +242,33 @@ mod tests {
         close(pass_at_k(4, 2, 2), 1.0 - 1.0 / 6.0);
         close(pass_at_k(4, 3, 2), 1.0);
         close(pass_at_k(200, 1, 100), 0.5);
+    }
+
+    fn interval(values: &[f64]) -> (f64, f64) {
+        let mut metrics = Metrics::new();
+        set_interval(&mut metrics, "share", values);
+        (metrics.value("share_low").unwrap_or(-1.0), metrics.value("share_high").unwrap_or(-1.0))
+    }
+
+    #[test]
+    fn intervals_have_a_width_where_all_tasks_agree() {
+        // Wilson for 0 of 10, and its mirror image: 1.96² / (10 + 1.96²).
+        let (low, high) = interval(&[0.0; 10]);
+        assert!(low.abs() < 1e-12 && (high - 0.2775).abs() < 1e-4, "{low} {high}");
+        let (low, high) = interval(&[1.0; 10]);
+        assert!((high - 1.0).abs() < 1e-12 && (low - 0.7225).abs() < 1e-4, "{low} {high}");
+    }
+
+    #[test]
+    fn intervals_narrow_where_tasks_are_alike_and_widen_where_they_differ() {
+        let half = |low: f64, high: f64| (high - low) / 2.0;
+        // A hundred tasks right or wrong as a whole: as a hundred draws.
+        let split: Vec<f64> = (0..100).map(|it| f64::from(it % 2)).collect();
+        let (low, high) = interval(&split);
+        assert!((half(low, high) - 0.096).abs() < 1e-3, "{low} {high}");
+        // The same accuracy in every task: the standard error of the means, 1.96 · 0.1 / 10.
+        let even: Vec<f64> = (0..100).map(|it| 0.4 + 0.2 * f64::from(it % 2)).collect();
+        let (low, high) = interval(&even);
+        assert!((half(low, high) - 0.0196).abs() < 1e-3, "{low} {high}");
     }
 }

@@ -27,6 +27,8 @@ pub struct ModelSettings {
     /// A Hugging Face folder or a GGUF file to start from, weights and tokenizer; the sizes below
     /// are then its own.
     pub folder: Option<String>,
+    /// A folder with a low-rank adapter in the layout of PEFT, added to the weights of `folder`.
+    pub adapter: Option<String>,
     /// A folder or a GGUF file to take only the tokenizer from.
     pub tokenizer: Option<String>,
     /// Model family, one of `tallow list models`.
@@ -60,6 +62,7 @@ impl Default for ModelSettings {
     fn default() -> Self {
         Self {
             folder: None,
+            adapter: None,
             tokenizer: None,
             family: "llama".into(),
             layers: 4,
@@ -113,6 +116,21 @@ impl ModelSettings {
                     Fault::new(key, "no model folder there")
                         .found(path.as_str())
                         .expected(format!("a folder with {wanted}, or a .gguf file")),
+                );
+            }
+        }
+        if let Some(adapter) = &self.adapter {
+            if self.folder.is_none() {
+                faults.push(
+                    Fault::new("adapter", "an adapter needs the model that it was trained beside")
+                        .found(adapter.as_str())
+                        .expected("model.folder to be set"),
+                );
+            } else if !resolve(adapter, folder).join("adapter_config.json").is_file() {
+                faults.push(
+                    Fault::new("adapter", "no adapter there")
+                        .found(adapter.as_str())
+                        .expected("a folder with adapter_config.json"),
                 );
             }
         }
@@ -217,6 +235,10 @@ impl ModelState {
         let mut state = Self::default();
         if let Some(path) = &settings.folder {
             state = Self::load(&resolve(path, folder))?;
+            if let (Some(adapter), Some(decoder)) = (&settings.adapter, &state.decoder) {
+                let adapted = decoder.with_adapter_folder(&resolve(adapter, folder))?;
+                state.decoder = Some(adapted.merged()?);
+            }
         }
         if let Some(path) = &settings.tokenizer {
             state.tokenizer = Some(Arc::new(Tokenizer::from_folder(&resolve(path, folder))?));
@@ -238,16 +260,19 @@ impl ModelState {
         Ok(Self { tokenizer, decoder })
     }
 
-    /// Writes the state as a Hugging Face folder; `folder` exists.
+    /// Writes the state as a Hugging Face folder; `folder` exists. Adapters are merged, and stand
+    /// by themselves in `adapter/`, which names `base` as what they were trained beside.
     ///
     /// # Errors
     /// If a file cannot be written.
-    pub fn save(&self, folder: &Path) -> Result<(), Error> {
+    pub fn save(&self, folder: &Path, base: Option<&Path>) -> Result<(), Error> {
         if let Some(tokenizer) = &self.tokenizer {
             tokenizer.save_folder(folder)?;
         }
         if let Some(decoder) = &self.decoder {
             decoder.save_folder(folder)?;
+            let base = base.map(|it| it.display().to_string()).unwrap_or_default();
+            decoder.save_adapter(&folder.join("adapter"), &base)?;
         }
         Ok(())
     }
@@ -272,7 +297,8 @@ impl ModelState {
     pub fn decoder(&mut self, settings: &ModelSettings, seed: Seed) -> Result<Decoder, Error> {
         let tokenizer = self.tokenizer()?;
         let decoder = match self.decoder.take() {
-            Some(decoder) => decoder,
+            // What a stage before adapted is from now on the model.
+            Some(decoder) => decoder.merged()?,
             None => {
                 let mut config = settings.config(tokenizer.vocabulary_size())?;
                 config.name_special_tokens(tokenizer.end_id(), tokenizer.pad_id());

@@ -19,6 +19,7 @@ use crate::checkpoints::{Checkpoints, Retention};
 use crate::config::document::resolved_toml;
 use crate::config::{Experiment, RunPlan};
 use crate::console::{Bar, Console, SampleRow, samples_table};
+use crate::documents::resolve;
 use crate::error::Error;
 use crate::files::{StoreError, replace_folder, write_atomic};
 use crate::model::{ModelSettings, ModelState};
@@ -274,12 +275,15 @@ impl Sitting<'_> {
         };
         let kept = crate::tracking::read_metrics(&folder.metrics())?;
         tracker.add_sink(Box::new(TensorBoard::begin(&folder.tensorboard(), &kept)?));
-        let mut state = if own > 0 {
-            ModelState::load(&folder.model(&names[first - 1]))?
-        } else if let Some((_, model)) = &shared {
-            ModelState::load(model)?
+        // Where the weights that a stage starts from lie.
+        let (mut state, mut base) = if own > 0 {
+            let model = folder.model(&names[first - 1]);
+            (ModelState::load(&model)?, Some(model))
+        } else if let Some((_, model)) = shared {
+            (ModelState::load(&model)?, Some(model))
         } else {
-            ModelState::initial(&plan.model, &plan.folder)?
+            let given = plan.model.folder.as_ref().map(|it| resolve(it, &plan.folder));
+            (ModelState::initial(&plan.model, &plan.folder)?, given)
         };
         for (index, stage) in plan.stages.iter().enumerate().skip(first) {
             folder.set_stage(index, Status::Running)?;
@@ -296,8 +300,10 @@ impl Sitting<'_> {
                 threads: self.options.threads,
                 interrupted: Arc::clone(&self.interrupted),
             };
+            let saved = folder.model(&stage.name);
             state = stage.stage.run(state, &mut run)?;
-            replace_folder(&folder.model(&stage.name), |staging| state.save(staging))?;
+            replace_folder(&saved, |staging| state.save(staging, base.as_deref()))?;
+            base = state.decoder.is_some().then_some(saved);
             folder.set_stage(index, Status::Done)?;
         }
         Ok(())

@@ -134,6 +134,11 @@ fn numbers_out_of_range_are_refused() {
     check_refused("model.rope_theta=0", &["rope_theta is no positive number: found 0"]);
     check_refused("model.intermediate=0", &["model.intermediate"]);
     check_refused("model.init.std=-1", &["not a standard deviation: found -1"]);
+    check_refused("rl.optimizer.lora={rank=0}", &["optimizer.lora.rank", "without rank"]);
+    check_refused("pretrain.optimizer.lora={targets=['qkv']}", &["found qkv", "q_proj, k_proj"]);
+    check_refused("rl.optimizer.lora={alpha=0.0}", &["optimizer.lora.alpha"]);
+    check_refused("rl.optimizer.lora={dropout=0.1}", &["dropout"]);
+    check_refused("model.adapter=x", &["an adapter needs the model", "model.folder"]);
     check_refused("model.layers=100000000", &["layers is beyond any model", "at most"]);
     check_refused("stage[0].documents={ kind = \"text\" }", &["there is no file to read"]);
     // What does not fit into 64 bits must not look small.

@@ -10,9 +10,10 @@ use tallow::model::ModelSettings;
 use tallow::renderer::Renderer;
 use tallow::rollout::trajectory::{ScoredGroup, ScoredTrajectory, Trajectory, Turn};
 use tallow_envs::{BuildContext, Environments, Seed, Split};
+use tallow_policies::contract;
 use tallow_policies::{
-    AdamWConfig, Completion, Decoder, Engine, InitOptions, Request, SamplingParams, TokenId,
-    Tokenizer,
+    AdamWConfig, Completion, Decoder, Engine, InitOptions, LoraConfig, Request, SamplingParams,
+    TokenId, Tokenizer,
 };
 use tallow_verifiers::{Transcript, Verdict};
 
@@ -100,7 +101,11 @@ impl Scene {
         let prompt = &self.prompts[group];
         let mut tokens = prompt.to_vec();
         tokens.extend_from_slice(&completion.tokens);
-        let turn = Turn { range: prompt.len()..tokens.len(), logprobs: completion.logprobs };
+        let turn = Turn {
+            range: prompt.len()..tokens.len(),
+            logprobs: completion.logprobs,
+            kept_masses: completion.kept_masses,
+        };
         let trajectory = Trajectory {
             member,
             tokens,
@@ -124,7 +129,17 @@ impl Scene {
     }
 
     fn learner(&self, micro_batch_tokens: usize, with_reference: bool) -> Learner {
+        self.learner_with(micro_batch_tokens, with_reference, None)
+    }
+
+    fn learner_with(
+        &self,
+        micro_batch_tokens: usize,
+        with_reference: bool,
+        lora: Option<LoraConfig>,
+    ) -> Learner {
         let config = OptimizerConfig {
+            lora,
             learning_rate: 1e-3,
             // AdamW divides a gradient by its size; with the usual eps a gradient of rounding noise
             // alone would move its weight by a whole step, in either direction.
@@ -133,7 +148,7 @@ impl Scene {
             ..OptimizerConfig::default()
         };
         let decoder = self.decoder.snapshot().expect("a copy");
-        Learner::new(decoder, config, 10, with_reference).expect("a learner")
+        Learner::new(decoder, config, 10, with_reference, Seed(1)).expect("a learner")
     }
 }
 
@@ -279,11 +294,11 @@ fn small_cache(scene: &Scene, slots: usize) -> Engine {
 }
 
 fn long_requests(scene: &Scene, round: u64) -> Vec<Request> {
-    let params = Arc::new(SamplingParams {
-        temperature: TEMPERATURE,
-        max_tokens: 32,
-        ..SamplingParams::default()
-    });
+    requests(scene, round, SamplingParams { max_tokens: 32, ..SamplingParams::default() })
+}
+
+fn requests(scene: &Scene, round: u64, params: SamplingParams) -> Vec<Request> {
+    let params = Arc::new(SamplingParams { temperature: TEMPERATURE, ..params });
     (0..scene.prompts.len() * GROUP)
         .map(|it| Request {
             id: it as u64,
@@ -323,12 +338,52 @@ fn a_reply_that_no_cache_of_this_size_could_hold_is_an_error() {
     assert!(error.to_string().contains("needs more cache than there is"), "{error}");
 }
 
+/// The replies of the last rounds were drawn from the adapted model, not from its base.
+fn check_adapters_matter(decoder: &Decoder) {
+    let logits = |it: &Decoder| contract::logits(it, &[1, 2, 3]).expect("logits");
+    let base = decoder.base().expect("a base");
+    assert_eq!(decoder.adapters().is_some(), logits(decoder) != logits(&base));
+}
+
+#[test]
+fn truncated_sampling_leaves_the_first_ratio_at_one() {
+    let whole = SamplingParams { max_tokens: MAX_TOKENS, ..SamplingParams::default() };
+    for params in [
+        SamplingParams { top_k: 3, ..whole.clone() },
+        SamplingParams { top_p: 0.7, ..whole.clone() },
+        SamplingParams { min_p: 0.3, ..whole.clone() },
+        SamplingParams { min_tokens: 5, ..whole.clone() },
+    ] {
+        let mut scene = Scene::new("llama");
+        let slots = scene.prompts.len() * GROUP;
+        let mut engine =
+            Engine::new(&scene.decoder, Arc::clone(&scene.tokenizer), slots).expect("an engine");
+        let replies = engine.generate(requests(&scene, 0, params.clone())).expect("replies");
+        for (index, completion) in replies.into_iter().enumerate() {
+            let (group, member) = (index / GROUP, index % GROUP);
+            scene.groups[group].members[member] = scene.scored(group, member, completion);
+        }
+        let masses = scene.members().map(Trajectory::kept_mass);
+        let (mass, tokens) = masses.fold((0.0, 0), |all, it| (all.0 + it.0, all.1 + it.1));
+        assert!(mass / (tokens as f64) < 0.995, "{params:?} cut nothing: {mass} of {tokens}");
+        let mut learner = scene.learner(200, false);
+        let reuse = Reuse { epochs: 1, minibatches: 1 };
+        let sampling = (TEMPERATURE, MAX_TOKENS);
+        let metrics = learner
+            .update(&*grpo(json!({})), &scene.groups, reuse, sampling, 0, Seed(1))
+            .expect("an update");
+        let told = metrics.value("learner/sampler_mismatch_nats").expect("it is measured");
+        assert!(told < 1e-5, "{params:?}: {told} nats");
+    }
+}
+
 #[test]
 fn sampler_and_learner_agree_through_fifty_updates() {
-    for family in ["llama", "qwen3"] {
+    let lora = LoraConfig { rank: 4, ..LoraConfig::default() };
+    for (family, lora) in [("llama", None), ("qwen3", None), ("qwen2", Some(lora))] {
         let mut scene = Scene::new(family);
         let slots = scene.prompts.len() * GROUP;
-        let mut learner = scene.learner(200, false);
+        let mut learner = scene.learner_with(200, false, lora);
         let mut engine = small_cache(&scene, slots);
         let algorithm = grpo(json!({}));
         let reuse = Reuse { epochs: 1, minibatches: 1 };
@@ -345,6 +400,7 @@ fn sampler_and_learner_agree_through_fifty_updates() {
             let told = metrics.value("learner/sampler_mismatch_nats").expect("it is measured");
             assert!(told < 1e-5, "{family}: {told} nats in round {round}");
         }
+        check_adapters_matter(learner.decoder());
         assert!(engine.preemptions() > 0, "{family}: nothing had to wait");
     }
 }
@@ -361,7 +417,7 @@ fn shared_prompts_change_an_update_by_rounding_only() {
             ..OptimizerConfig::default()
         };
         let decoder = scene.decoder.snapshot().expect("a copy");
-        let mut learner = Learner::new(decoder, config, 10, false).expect("a learner");
+        let mut learner = Learner::new(decoder, config, 10, false, Seed(1)).expect("a learner");
         let reuse = Reuse { epochs: 2, minibatches: 2 };
         learner
             .update(&*grpo(json!({})), &scene.groups, reuse, (TEMPERATURE, MAX_TOKENS), 0, Seed(1))

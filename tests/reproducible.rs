@@ -50,16 +50,28 @@ fn one_rollout_thread_and_eight_give_the_same_bytes() {
 
 #[test]
 fn twenty_kills_change_nothing() {
+    check_kills(LONGER, &KILLS);
+}
+
+#[test]
+fn kills_change_nothing_for_adapters() {
+    let mut settings = LONGER.to_vec();
+    settings.extend(["--set=rl.optimizer.lora={rank=4}", "--set=rl.algorithm.kl_weight=0.1"]);
+    settings.push("--set=rl.sampling.top_p=0.9");
+    check_kills(&settings, &KILLS[..6]);
+}
+
+fn check_kills(settings: &[&str], shares: &[f64]) {
     let scene = Scene::new();
     let begun = Instant::now();
-    scene.run("whole", LONGER);
+    scene.run("whole", settings);
     let duration = begun.elapsed();
     let mut run = 0;
-    let mut resumed = LONGER.to_vec();
+    let mut resumed = settings.to_vec();
     resumed.push("--resume");
     let mut kills = 0;
-    for share in KILLS.iter().cycle().take(200) {
-        if kills == KILLS.len() {
+    for share in shares.iter().cycle().take(200) {
+        if kills == shares.len() {
             break;
         }
         let out = format!("killed_{run}");
@@ -69,7 +81,7 @@ fn twenty_kills_change_nothing() {
             run += 1;
             continue;
         }
-        let mut child = scene.spawn(&out, if status.is_some() { &resumed } else { LONGER });
+        let mut child = scene.spawn(&out, if status.is_some() { &resumed } else { settings });
         // Not for correctness: it chooses the moment of the kill.
         std::thread::sleep(duration.mul_f64(*share).max(Duration::from_millis(5)));
         match child.try_wait().expect("a child of ours") {
@@ -81,12 +93,12 @@ fn twenty_kills_change_nothing() {
             }
         }
     }
-    assert_eq!(kills, KILLS.len(), "the machine was too fast to be killed");
+    assert_eq!(kills, shares.len(), "the machine was too fast to be killed");
     let out = format!("killed_{run}");
     match scene.status(&out).as_deref() {
         Some("done") => {}
         Some(_) => scene.run(&out, &resumed),
-        None => scene.run(&out, LONGER),
+        None => scene.run(&out, settings),
     }
     scene.check_same_results("whole", &out, "after the last kill");
 }

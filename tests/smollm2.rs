@@ -94,7 +94,7 @@ fn the_gguf_file_gives_the_model_that_it_was_converted_to() {
     let expected = ModelState::load(&folder).expect("the folder loads");
     let found = ModelState::load(&file).expect("the file loads");
     let saved = tempfile::tempdir().expect("a folder");
-    found.save(saved.path()).expect("saved");
+    found.save(saved.path(), None).expect("saved");
     let again = ModelState::load(saved.path()).expect("the saved folder loads");
     let decoder = expected.decoder.as_ref().expect("weights");
     let tokenizer = expected.tokenizer().expect("a tokenizer");

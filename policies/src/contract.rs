@@ -191,7 +191,8 @@ fn the_cache_agrees(decoder: &Decoder, sequences: &[Vec<TokenId>]) -> Result<(),
     same_bits(&continued, &whole[from][shared * width..], "a shared prefix and a forward pass")
 }
 
-/// Every parameter has a gradient, not zero, whose length is the slope along it.
+/// Every trained parameter, and no other, has a gradient, not zero, whose length is the slope along
+/// it.
 fn every_gradient_is_the_slope(
     decoder: &Decoder,
     sequences: &[Vec<TokenId>],
@@ -211,7 +212,12 @@ fn every_gradient_is_the_slope(
     loss(&mut pass)?;
     let mut gradients = GradientSet::new();
     decoder.backward(&mut pass, &vec![-share as f32; targets.len()], &mut gradients)?;
-    for (name, variable) in decoder.parameters().iter() {
+    if let Some((frozen, _)) =
+        gradients.iter().find(|(name, _)| decoder.trainable().get(name).is_none())
+    {
+        return Err(PolicyError::contract(format!("{frozen} is frozen and has a gradient")));
+    }
+    for (name, variable) in decoder.trainable().iter() {
         let gradient = gradients
             .get(name)
             .ok_or_else(|| PolicyError::contract(format!("{name} has no gradient")))?;
@@ -256,6 +262,10 @@ fn saving_and_loading_is_the_identity(decoder: &Decoder, folder: &Path) -> Resul
     if names(&loaded) != names(decoder) {
         return Err(PolicyError::contract("parameters were lost on their way through a file"));
     }
+    let tokens: Vec<TokenId> = (0..decoder.config().vocab_size as TokenId).collect();
+    let whole = PackedSequences::of_lengths(&tokens, &[tokens.len()]);
+    same_bits(&hidden(decoder, &whole)?, &hidden(&loaded, &whole)?, "a model and its file")?;
+    let decoder = decoder.merged()?;
     for ((name, saved), (_, loaded)) in decoder.parameters().iter().zip(loaded.parameters().iter())
     {
         if floats(saved)? != floats(loaded)? {

@@ -24,10 +24,11 @@ use crate::TokenId;
 use crate::checkpoint;
 use crate::error::PolicyError;
 use crate::layer::{Activations, AttentionOver, LayerWeights, Linear, Named, Place};
+use crate::lora::{Adapters, LoraConfig};
 use crate::model_config::{DecoderShape, ModelConfig};
 use crate::ops::slices::Values;
 use crate::ops::{self, Heads, Rotations};
-use crate::optimizer::GradientSet;
+use crate::optimizer::{Gradient, GradientSet};
 use crate::packed::PackedSequences;
 use crate::parameters::{self, InitOptions, Parameters};
 use crate::pass::{Keep, Pass, sized};
@@ -40,11 +41,14 @@ use crate::pass::{Keep, Pass, sized};
 /// - A prompt that replies share changes no value, and gradients only by rounding.
 /// - Every parameter receives a gradient, and it matches finite differences.
 /// - Saving and loading is the identity.
+/// - With adapters ([`crate::lora`]), only they receive gradients.
 #[derive(Clone, Debug)]
 pub struct Decoder {
     config: ModelConfig,
     shape: DecoderShape,
     parameters: Parameters,
+    /// What is trained beside frozen parameters, if that is how this is trained.
+    adapters: Option<Adapters>,
     /// The same storage, by place in the network.
     weights: Weights,
     /// Grows to the longest sequence seen; shared by all clones.
@@ -77,7 +81,7 @@ impl Decoder {
     /// If the configuration is not one this crate computes.
     pub fn new(config: ModelConfig, init: &InitOptions, seed: u64) -> Result<Self, PolicyError> {
         let parameters = parameters::draw(&config.shape()?, config.initializer_range, init, seed)?;
-        Self::from_parameters(config, parameters)
+        Self::from_parameters(config, parameters, None)
     }
 
     /// Reads `config.json` and `model.safetensors` (or the shards its index lists); f16 and
@@ -89,16 +93,17 @@ impl Decoder {
     /// or not finite.
     pub fn from_folder(folder: &Path) -> Result<Self, PolicyError> {
         let (config, parameters) = checkpoint::read_model(folder)?;
-        Self::from_parameters(config, parameters)
+        Self::from_parameters(config, parameters, None)
     }
 
-    /// Writes `config.json` and `model.safetensors`, which transformers loads. Each file is
-    /// written aside, flushed to disk and renamed, so a crash leaves old or new, never half.
+    /// Writes `config.json` and `model.safetensors`, which transformers loads, adapters
+    /// [merged](Self::merged). Each file is written aside, flushed to disk and renamed, so a crash
+    /// leaves old or new, never half.
     ///
     /// # Errors
     /// If a file cannot be written.
     pub fn save_folder(&self, folder: &Path) -> Result<(), PolicyError> {
-        checkpoint::write_folder(folder, &self.config, &self.parameters)
+        checkpoint::write_folder(folder, &self.config, &self.merged()?.parameters)
     }
 
     /// The configuration.
@@ -106,23 +111,95 @@ impl Decoder {
         &self.config
     }
 
-    /// The trainable tensors.
+    /// The model's own tensors, without adapters.
     pub fn parameters(&self) -> &Parameters {
         &self.parameters
     }
 
-    /// A copy with storage of its own: a reference policy, or a published version.
+    /// What training changes: the adapters, or all parameters where there are none.
+    pub fn trainable(&self) -> &Parameters {
+        self.adapters.as_ref().map_or(&self.parameters, Adapters::parameters)
+    }
+
+    /// The adapters, if this has some.
+    pub fn adapters(&self) -> Option<&Adapters> {
+        self.adapters.as_ref()
+    }
+
+    /// This model with fresh adapters, which change nothing yet; its own parameters are shared and
+    /// frozen.
+    ///
+    /// # Errors
+    /// If the settings name no map, one there is none of, or a rank of 0.
+    pub fn with_adapters(&self, config: &LoraConfig, seed: u64) -> Result<Self, PolicyError> {
+        self.adapted(Adapters::draw(&self.shape, config, seed)?)
+    }
+
+    /// This model with the adapters of a folder in the layout of PEFT.
+    ///
+    /// # Errors
+    /// If a file is missing or damaged, asks for what is not computed here, or belongs to a model
+    /// of other sizes.
+    pub fn with_adapter_folder(&self, folder: &Path) -> Result<Self, PolicyError> {
+        self.adapted(Adapters::read(folder, &self.shape)?)
+    }
+
+    /// Writes the adapters in the layout of PEFT, if there are some. `base` says where the model
+    /// is that they adapt.
+    ///
+    /// # Errors
+    /// If a file cannot be written.
+    pub fn save_adapter(&self, folder: &Path, base: &str) -> Result<(), PolicyError> {
+        self.adapters.as_ref().map_or(Ok(()), |adapters| adapters.write(folder, base))
+    }
+
+    /// The model without its adapters; shares their storage with this.
+    ///
+    /// # Errors
+    /// If the configuration contradicts itself.
+    pub fn base(&self) -> Result<Self, PolicyError> {
+        Self::from_parameters(self.config.clone(), self.parameters.clone(), None)
+    }
+
+    /// The same model without adapters, their differences added to its parameters; itself if it
+    /// has none.
+    ///
+    /// # Errors
+    /// If memory runs out.
+    pub fn merged(&self) -> Result<Self, PolicyError> {
+        if self.adapters.is_none() {
+            return Ok(self.clone());
+        }
+        let mut parameters = self.parameters.clone();
+        for layer in &self.weights.layers {
+            for linear in layer.linears() {
+                if linear.adapter.is_some() {
+                    let values = linear.merged()?;
+                    let dims = linear.weight.values.dims();
+                    let tensor = Tensor::from_vec(values, dims, &candle_core::Device::Cpu)?;
+                    parameters.insert(linear.weight.name.clone(), Var::from_tensor(&tensor)?);
+                }
+            }
+        }
+        Self::from_parameters(self.config.clone(), parameters, None)
+    }
+
+    /// A copy with storage of its own for what is trained: a reference policy, or a published
+    /// version. Frozen parameters are shared.
     ///
     /// # Errors
     /// If memory runs out.
     pub fn snapshot(&self) -> Result<Self, PolicyError> {
-        Self::from_parameters(self.config.clone(), self.parameters.deep_copy()?)
+        match &self.adapters {
+            Some(adapters) => self.adapted(adapters.deep_copy()?),
+            None => Self::from_parameters(self.config.clone(), self.parameters.deep_copy()?, None),
+        }
     }
 
-    /// Overwrites this decoder's values, in place, with another's.
+    /// Overwrites this decoder's [trainable](Self::trainable) values, in place, with another's.
     ///
     /// # Errors
-    /// If the two differ in shape.
+    /// If the two differ in shape or adapters.
     pub fn copy_from(&self, other: &Self) -> Result<(), PolicyError> {
         if self.shape != other.shape {
             return Err(PolicyError::input(format!(
@@ -130,7 +207,15 @@ impl Decoder {
                 self.shape, other.shape
             )));
         }
-        for ((_, to), (_, from)) in self.parameters.iter().zip(other.parameters.iter()) {
+        let settings = |it: &Self| it.adapters.as_ref().map(|it| it.config().clone());
+        if settings(self) != settings(other) {
+            return Err(PolicyError::input(format!(
+                "cannot copy weights between decoders with different adapters: {:?} and {:?}",
+                settings(self),
+                settings(other)
+            )));
+        }
+        for ((_, to), (_, from)) in self.trainable().iter().zip(other.trainable().iter()) {
             if !same_storage(to, from) {
                 to.set(from)?;
             }
@@ -162,7 +247,7 @@ impl Decoder {
                 if keeps_inputs { (index, index + 1) } else { (index % 2, 1 - index % 2) };
             let [x, next] = pass.inputs.get_disjoint_mut([from, to]).expect("two buffers");
             let view = layer.view(&self.shape)?;
-            pass.packed.pack(&view);
+            pass.packed.pack(&view, &mut pass.scratch.merged);
             let activations = &mut pass.layers[if layers == 1 { 0 } else { index }];
             let place = Place { positions: sequences.positions(), rotations: &rotations };
             view.forward(
@@ -267,8 +352,8 @@ impl Decoder {
         {
             let head = Values::of(&self.weights.head)?;
             let name = if self.shape.tied_head { EMBEDDING } else { HEAD };
-            let mut d_head = gradients.take(name, &self.weights.head);
-            let output = d_head.output();
+            let mut d_head = self.trained().then(|| gradients.take(name, &self.weights.head));
+            let output = d_head.as_mut().map(Gradient::output);
             ops::token_logprobs::backward(
                 &pass.normed[..d_logprobs.len() * hidden],
                 hidden,
@@ -276,9 +361,11 @@ impl Decoder {
                 d_logprobs,
                 &mut pass.scored,
                 sized(&mut d_hidden, d_logprobs.len() * hidden),
-                Some((d_head.values(), output)),
+                d_head.as_mut().map(Gradient::values).zip(output),
             );
-            gradients.put(name, d_head);
+            if let Some(d_head) = d_head {
+                gradients.put(name, d_head);
+            }
         }
         self.backward_hidden(pass, &d_hidden[..d_logprobs.len() * hidden], gradients)?;
         pass.d_hidden = d_hidden;
@@ -310,19 +397,13 @@ impl Decoder {
         g.resize(total, 0.0);
         {
             let count = pass.rows.len() * hidden;
-            let weight = Values::of(&self.weights.final_norm)?;
-            let mut dw = gradients.take(FINAL_NORM, &self.weights.final_norm);
+            let weight = Values::of(&self.weights.final_norm.values)?;
             let d_selected = sized(&mut pass.scratch.normed, count);
             d_selected.fill(0.0);
-            ops::rms_norm::backward(
-                &pass.selected[..count],
-                &weight,
-                &d_hidden[..count],
-                eps,
-                d_selected,
-                dw.summed(),
-            );
-            gradients.put(FINAL_NORM, dw);
+            let (selected, d_normed) = (&pass.selected[..count], &d_hidden[..count]);
+            gradients.sum_into(&self.weights.final_norm, self.trained(), |dw| {
+                ops::rms_norm::backward(selected, &weight, d_normed, eps, d_selected, dw);
+            });
             ops::embedding::backward(d_selected, hidden, &pass.rows, &mut g);
         }
         let sequences = std::mem::take(&mut pass.sequences);
@@ -335,7 +416,7 @@ impl Decoder {
             let activations = if pass.keep == Keep::Activations {
                 &mut pass.layers[index]
             } else {
-                pass.packed.pack(&view);
+                pass.packed.pack(&view, &mut pass.scratch.merged);
                 let activations = &mut pass.layers[0];
                 let attend: AttentionOver<'_> = &mut |q, k, v, out| {
                     ops::attention::forward(q, k, v, &sequences, heads, out);
@@ -354,9 +435,11 @@ impl Decoder {
                 gradients,
             );
         }
-        let mut d_embedding = gradients.take(EMBEDDING, &self.weights.embedding);
-        ops::embedding::backward(&g, hidden, sequences.tokens(), d_embedding.summed());
-        gradients.put(EMBEDDING, d_embedding);
+        if self.trained() {
+            let mut d_embedding = gradients.take(EMBEDDING, &self.weights.embedding);
+            ops::embedding::backward(&g, hidden, sequences.tokens(), d_embedding.summed());
+            gradients.put(EMBEDDING, d_embedding);
+        }
         pass.sequences = sequences;
         pass.g = g;
         Ok(())
@@ -381,16 +464,29 @@ impl Decoder {
         Ok(())
     }
 
-    fn from_parameters(config: ModelConfig, parameters: Parameters) -> Result<Self, PolicyError> {
+    /// Whether the model's own parameters are trained.
+    fn trained(&self) -> bool {
+        self.adapters.is_none()
+    }
+
+    fn adapted(&self, adapters: Adapters) -> Result<Self, PolicyError> {
+        Self::from_parameters(self.config.clone(), self.parameters.clone(), Some(adapters))
+    }
+
+    fn from_parameters(
+        config: ModelConfig,
+        parameters: Parameters,
+        adapters: Option<Adapters>,
+    ) -> Result<Self, PolicyError> {
         let shape = config.shape()?;
-        let weights = Weights::new(&shape, &parameters);
+        let weights = Weights::new(&shape, &parameters, adapters.as_ref());
         let rotations = rotations(&shape, FIRST_POSITIONS);
         let rotations = Arc::new(RwLock::new(Arc::new(rotations)));
-        Ok(Self { config, shape, parameters, weights, rotations })
+        Ok(Self { config, shape, parameters, adapters, weights, rotations })
     }
 
     pub(crate) fn final_norm(&self, x: &[f32], out: &mut [f32]) -> Result<(), PolicyError> {
-        let weight = Values::of(&self.weights.final_norm)?;
+        let weight = Values::of(&self.weights.final_norm.values)?;
         ops::rms_norm::forward(x, &weight, self.shape.rms_norm_eps as f32, out);
         Ok(())
     }
@@ -443,14 +539,14 @@ const HEAD: &str = "lm_head.weight";
 struct Weights {
     embedding: Tensor,
     layers: Vec<LayerWeights>,
-    final_norm: Tensor,
+    final_norm: Named,
     head: Tensor,
 }
 
 impl Weights {
     /// # Panics
     /// If `parameters` lacks one that `parameters::specs` lists for this shape.
-    fn new(shape: &DecoderShape, parameters: &Parameters) -> Self {
+    fn new(shape: &DecoderShape, parameters: &Parameters, adapters: Option<&Adapters>) -> Self {
         let optional = |name: &str| parameters.get(name).map(Var::as_detached_tensor);
         let tensor = |name: &str| {
             optional(name).unwrap_or_else(|| panic!("parameters are drawn or read whole: {name}"))
@@ -467,8 +563,10 @@ impl Weights {
             let linear = |rest: &str| Linear {
                 weight: named(&format!("{rest}.weight")),
                 bias: maybe(&format!("{rest}.bias")),
+                adapter: adapters.and_then(|it| it.of(&format!("model.layers.{index}.{rest}"))),
             };
             LayerWeights {
+                frozen: adapters.is_some(),
                 attention_norm: named("input_layernorm.weight"),
                 query: linear("self_attn.q_proj"),
                 key: linear("self_attn.k_proj"),
@@ -487,7 +585,7 @@ impl Weights {
             head: if shape.tied_head { embedding.clone() } else { tensor(HEAD) },
             embedding,
             layers: (0..shape.layers).map(layer).collect(),
-            final_norm: tensor(FINAL_NORM),
+            final_norm: Named { values: tensor(FINAL_NORM), name: FINAL_NORM.to_owned() },
         }
     }
 }

@@ -38,9 +38,10 @@ impl Inference {
     pub fn new(decoder: &Decoder) -> Result<Self, PolicyError> {
         let shape = decoder.shape();
         let mut layers = Vec::with_capacity(shape.layers);
+        let mut merged = Vec::new();
         for layer in decoder.layers() {
             let mut packed = PackedLayer::default();
-            packed.pack(&layer.view(shape)?);
+            packed.pack(&layer.view(shape)?, &mut merged);
             layers.push(packed);
         }
         let mut head = Panels::default();

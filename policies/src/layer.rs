@@ -6,11 +6,13 @@
 //! b = norm(h);  next = h + (silu(b Wgate) * (b Wup)) Wdown
 //! ```
 //!
-//! In reverse, g starts as the gradient by `next` and ends as that by `x`.
+//! In reverse, g starts as the gradient by `next` and ends as that by `x`. With adapters
+//! ([`crate::lora`]) every W is W + s B A, and only A and B have gradients.
 
 use candle_core::Tensor;
 
 use crate::error::PolicyError;
+use crate::lora::{Adapter, AdapterView};
 use crate::model_config::DecoderShape;
 use crate::ops::matmul::{Job, Output, Panels, Right, matmuls};
 use crate::ops::rope::{Rotations, Turn};
@@ -31,11 +33,14 @@ pub(crate) struct Named {
 pub(crate) struct Linear {
     pub weight: Named,
     pub bias: Option<Named>,
+    pub adapter: Option<Adapter>,
 }
 
 /// The parameters of one layer.
 #[derive(Clone, Debug)]
 pub(crate) struct LayerWeights {
+    /// Whether only the adapters are trained.
+    pub frozen: bool,
     pub attention_norm: Named,
     pub query: Linear,
     pub key: Linear,
@@ -86,6 +91,10 @@ pub(crate) struct Scratch {
     d_attended: Vec<f32>,
     d_normed: Vec<f32>,
     panels: Panels,
+    /// A weight with its adapter added.
+    pub merged: Vec<f32>,
+    /// Rows of an adapter's rank.
+    low_rank: Vec<f32>,
 }
 
 /// The weights of one layer, laid out for the forward product.
@@ -119,6 +128,7 @@ pub(crate) struct LayerView<'a> {
 struct LinearView<'a> {
     weight: Values<'a>,
     bias: Option<Values<'a>>,
+    adapter: Option<AdapterView<'a>>,
 }
 
 impl Linear {
@@ -126,7 +136,17 @@ impl Linear {
         Ok(LinearView {
             weight: Values::of(&self.weight.values)?,
             bias: self.bias.as_ref().map(|bias| Values::of(&bias.values)).transpose()?,
+            adapter: self.adapter.as_ref().map(Adapter::view).transpose()?,
         })
+    }
+}
+
+impl Linear {
+    /// The weight with its adapter added; nothing where there is no adapter.
+    pub(crate) fn merged(&self) -> Result<Vec<f32>, PolicyError> {
+        let mut merged = Vec::new();
+        self.view()?.effective(&mut merged);
+        Ok(merged)
     }
 }
 
@@ -134,9 +154,22 @@ impl LinearView<'_> {
     fn bias(&self) -> Option<&[f32]> {
         self.bias.as_deref()
     }
+
+    /// The weight that products read: W, or W + s B A in `merged`.
+    fn effective<'b>(&'b self, merged: &'b mut Vec<f32>) -> &'b [f32] {
+        let Some(adapter) = &self.adapter else { return &self.weight };
+        let merged = sized(merged, self.weight.len());
+        adapter.merge(&self.weight, merged);
+        merged
+    }
 }
 
 impl LayerWeights {
+    pub(crate) fn linears(&self) -> [&Linear; 7] {
+        let Self { query, key, value, output, gate, up, down, .. } = self;
+        [query, key, value, output, gate, up, down]
+    }
+
     /// # Errors
     /// If a parameter is not f32 on the CPU.
     pub(crate) fn view<'a>(
@@ -164,17 +197,17 @@ impl LayerWeights {
 }
 
 impl PackedLayer {
-    /// Lays out a layer's weights, reusing the memory of the one before.
-    pub(crate) fn pack(&mut self, layer: &LayerView<'_>) {
+    /// Lays out a layer's weights, reusing the memory of the one before; `merged` is a buffer.
+    pub(crate) fn pack(&mut self, layer: &LayerView<'_>, merged: &mut Vec<f32>) {
         let DecoderShape { hidden, intermediate, .. } = *layer.shape;
         let (query, kv) = (layer.shape.query_width(), layer.shape.kv_width());
-        self.query.pack(&layer.query.weight, query, hidden);
-        self.key.pack(&layer.key.weight, kv, hidden);
-        self.value.pack(&layer.value.weight, kv, hidden);
-        self.output.pack(&layer.output.weight, hidden, query);
-        self.gate.pack(&layer.gate.weight, intermediate, hidden);
-        self.up.pack(&layer.up.weight, intermediate, hidden);
-        self.down.pack(&layer.down.weight, hidden, intermediate);
+        self.query.pack(layer.query.effective(merged), query, hidden);
+        self.key.pack(layer.key.effective(merged), kv, hidden);
+        self.value.pack(layer.value.effective(merged), kv, hidden);
+        self.output.pack(layer.output.effective(merged), hidden, query);
+        self.gate.pack(layer.gate.effective(merged), intermediate, hidden);
+        self.up.pack(layer.up.effective(merged), intermediate, hidden);
+        self.down.pack(layer.down.effective(merged), hidden, intermediate);
     }
 }
 
@@ -270,39 +303,46 @@ impl LayerView<'_> {
         let (k, v) = (&k[..rows * kv_width], &v[..rows * kv_width]);
         let h = &h[..rows * hidden];
         let (gate, up) = (&mut gate[..rows * intermediate], &mut up[..rows * intermediate]);
-        let Scratch { normed, inner, dq, dk, dv, d_attended, d_normed, panels } = scratch;
+        let Scratch { normed, inner, dq, dk, dv, d_attended, d_normed, panels, merged, low_rank } =
+            scratch;
+        let trained = !weights.frozen;
         let (normed, d_normed) = (sized(normed, rows * hidden), sized(d_normed, rows * hidden));
 
         // Feed-forward. `inner` holds the gradient of silu(gate) up, then its value.
         let inner = sized(inner, rows * intermediate);
-        input_gradient(panels, &self.down.weight, g, hidden, inner, intermediate, Output::Replace);
+        let weight = self.down.effective(merged);
+        input_gradient(panels, weight, g, hidden, inner, intermediate, Output::Replace);
         ops::swiglu::backward(gate, up, inner);
         ops::rms_norm::forward(h, &self.feed_forward_norm, eps, normed);
         let (dgate, dup) = (&*gate, &*up);
+        let mut low = LowRank { panels, rows: low_rank };
         weight_gradients(
             gradients,
+            trained,
+            &mut low,
             [
-                (&weights.down, &*g, &*inner),
-                (&weights.gate, dgate, &*normed),
-                (&weights.up, dup, &*normed),
+                (&weights.down, &self.down, &*g, &*inner),
+                (&weights.gate, &self.gate, dgate, &*normed),
+                (&weights.up, &self.up, dup, &*normed),
             ],
         );
         sum_of_inputs(
-            panels,
+            low.panels,
+            merged,
             d_normed,
             hidden,
-            [(dgate, &self.gate.weight, intermediate), (dup, &self.up.weight, intermediate)],
+            [(dgate, &self.gate, intermediate), (dup, &self.up, intermediate)],
         );
-        let mut dw =
-            gradients.take(&weights.feed_forward_norm.name, &weights.feed_forward_norm.values);
-        ops::rms_norm::backward(h, &self.feed_forward_norm, d_normed, eps, g, dw.summed());
-        gradients.put(&weights.feed_forward_norm.name, dw);
+        gradients.sum_into(&weights.feed_forward_norm, trained, |dw| {
+            ops::rms_norm::backward(h, &self.feed_forward_norm, d_normed, eps, g, dw);
+        });
 
         // Attention. `g` is now the gradient by h.
         let d_attended = sized(d_attended, rows * query_width);
-        let weight = &self.output.weight;
-        input_gradient(panels, weight, g, hidden, d_attended, query_width, Output::Replace);
-        weight_gradients(gradients, [(&weights.output, &*g, attended)]);
+        let weight = self.output.effective(merged);
+        input_gradient(low.panels, weight, g, hidden, d_attended, query_width, Output::Replace);
+        let maps = [(&weights.output, &self.output, &*g, attended)];
+        weight_gradients(gradients, trained, &mut low, maps);
         let dq = sized(dq, rows * query_width);
         let (dk, dv) = (sized(dk, rows * kv_width), sized(dv, rows * kv_width));
         let heads = self.heads();
@@ -317,52 +357,65 @@ impl LayerView<'_> {
             // The buffer of d_attended is free and as large as the larger of the two.
             let dx = &mut d_attended[..g.len()];
             dx.fill(0.0);
-            let mut dw = gradients.take(&named.name, &named.values);
-            ops::rms_norm::backward(&raw[..g.len()], norm, g, eps, dx, dw.summed());
-            gradients.put(&named.name, dw);
+            gradients.sum_into(named, trained, |dw| {
+                ops::rms_norm::backward(&raw[..g.len()], norm, g, eps, dx, dw);
+            });
             g.copy_from_slice(dx);
         }
         ops::rms_norm::forward(x, &self.attention_norm, eps, normed);
         let (dq, dk, dv) = (&*dq, &*dk, &*dv);
         weight_gradients(
             gradients,
+            trained,
+            &mut low,
             [
-                (&weights.query, dq, &*normed),
-                (&weights.key, dk, &*normed),
-                (&weights.value, dv, &*normed),
+                (&weights.query, &self.query, dq, &*normed),
+                (&weights.key, &self.key, dk, &*normed),
+                (&weights.value, &self.value, dv, &*normed),
             ],
         );
-        sum_of_inputs(
-            panels,
-            d_normed,
-            hidden,
-            [
-                (dq, &self.query.weight, query_width),
-                (dk, &self.key.weight, kv_width),
-                (dv, &self.value.weight, kv_width),
-            ],
-        );
-        let mut dw = gradients.take(&weights.attention_norm.name, &weights.attention_norm.values);
-        ops::rms_norm::backward(x, &self.attention_norm, d_normed, eps, g, dw.summed());
-        gradients.put(&weights.attention_norm.name, dw);
+        let maps = [
+            (dq, &self.query, query_width),
+            (dk, &self.key, kv_width),
+            (dv, &self.value, kv_width),
+        ];
+        sum_of_inputs(low.panels, merged, d_normed, hidden, maps);
+        gradients.sum_into(&weights.attention_norm, trained, |dw| {
+            ops::rms_norm::backward(x, &self.attention_norm, d_normed, eps, g, dw);
+        });
     }
 }
 
-/// Adds the gradients of the weights and biases of maps that read `x` and whose results have the
-/// gradients `g`.
+/// Buffers for products of an adapter's rank.
+struct LowRank<'a> {
+    panels: &'a mut Panels,
+    rows: &'a mut Vec<f32>,
+}
+
+/// A map, its values, the gradient by its result, and what it read.
+type Mapped<'a> = (&'a Linear, &'a LinearView<'a>, &'a [f32], &'a [f32]);
+
+/// Adds the gradients of the weights and biases of some maps, or of their adapters where the
+/// weights are frozen.
 fn weight_gradients<const N: usize>(
     gradients: &mut GradientSet,
-    maps: [(&Linear, &[f32], &[f32]); N],
+    trained: bool,
+    low: &mut LowRank<'_>,
+    maps: [Mapped<'_>; N],
 ) {
+    if !trained {
+        maps.into_iter().for_each(|map| adapter_gradients(gradients, low, map));
+        return;
+    }
     let mut taken =
         maps.map(|(linear, ..)| gradients.take(&linear.weight.name, &linear.weight.values));
-    let jobs = taken.iter_mut().zip(maps).map(|(dw, (_, g, x))| {
+    let jobs = taken.iter_mut().zip(maps).map(|(dw, (_, _, g, x))| {
         let (columns, inner) = dw.dims2();
         let output = dw.output();
         Job { output, ..linear::backward_weight(g, columns, x, inner, dw.values()) }
     });
     matmuls(jobs.collect());
-    for (dw, (linear, g, _)) in taken.into_iter().zip(maps) {
+    for (dw, (linear, _, g, _)) in taken.into_iter().zip(maps) {
         gradients.put(&linear.weight.name, dw);
         let Some(bias) = &linear.bias else { continue };
         let mut db = gradients.take(&bias.name, &bias.values);
@@ -371,16 +424,44 @@ fn weight_gradients<const N: usize>(
     }
 }
 
+/// dB = s gᵀ (x Aᵀ), then dA = s (g B)ᵀ x: no product is as large as the weight.
+fn adapter_gradients(
+    gradients: &mut GradientSet,
+    low: &mut LowRank<'_>,
+    (linear, view, g, x): Mapped<'_>,
+) {
+    let (Some(named), Some(adapter)) = (&linear.adapter, &view.adapter) else { return };
+    let AdapterView { a, b, rank, scale } = adapter;
+    let (rank, scale) = (*rank, *scale);
+    let (inner, columns) = (a.len() / rank, b.len() / rank);
+    let rows = sized(low.rows, g.len() / columns * rank);
+    low.panels.pack(a, rank, inner);
+    matmuls(vec![linear::forward(x, inner, low.panels, None, rows, rank)]);
+    let mut db = gradients.take(&named.b.name, &named.b.values);
+    let output = db.output();
+    let job = linear::backward_weight(g, columns, rows, rank, db.values());
+    matmuls(vec![Job { output, scale, ..job }]);
+    gradients.put(&named.b.name, db);
+
+    matmuls(vec![linear::backward_input(g, columns, Right::Rows(b, rank), rows, rank)]);
+    let mut da = gradients.take(&named.a.name, &named.a.values);
+    let output = da.output();
+    let job = linear::backward_weight(rows, rank, x, inner, da.values());
+    matmuls(vec![Job { output, scale, ..job }]);
+    gradients.put(&named.a.name, da);
+}
+
 /// dx = Σ g w over maps that read the same x.
 fn sum_of_inputs<const N: usize>(
     panels: &mut Panels,
+    merged: &mut Vec<f32>,
     dx: &mut [f32],
     hidden: usize,
-    maps: [(&[f32], &[f32], usize); N],
+    maps: [(&[f32], &LinearView<'_>, usize); N],
 ) {
-    for (index, (g, weight, columns)) in maps.into_iter().enumerate() {
+    for (index, (g, map, columns)) in maps.into_iter().enumerate() {
         let output = if index == 0 { Output::Replace } else { Output::Add };
-        input_gradient(panels, weight, g, columns, dx, hidden, output);
+        input_gradient(panels, map.effective(merged), g, columns, dx, hidden, output);
     }
 }
 

@@ -21,6 +21,7 @@ mod gguf;
 mod inference;
 mod kv_cache;
 mod layer;
+pub mod lora;
 mod model_config;
 pub mod models;
 pub mod ops;
@@ -39,6 +40,7 @@ pub use engine::Engine;
 pub use error::PolicyError;
 pub use inference::Inference;
 pub use kv_cache::KvCache;
+pub use lora::{Adapters, LoraConfig};
 pub use model_config::{ModelConfig, Sizes, TokenIds};
 pub use optimizer::{
     AdamW, AdamWConfig, DecayTargets, GradientSet, Schedule, ScheduleShape, StepReport,

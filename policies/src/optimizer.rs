@@ -24,6 +24,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::checkpoint;
 use crate::error::PolicyError;
+use crate::layer::Named;
 use crate::ops::matmul::Output;
 use crate::parameters::Parameters;
 
@@ -164,6 +165,22 @@ impl GradientSet {
             Some(place) => *place = gradient,
             None => drop(self.0.insert(name.to_owned(), gradient)),
         }
+    }
+
+    /// Hands a parameter's gradient to `add`, zero if nothing was added yet; nothing where the
+    /// parameter is frozen.
+    pub(crate) fn sum_into(
+        &mut self,
+        named: &Named,
+        trained: bool,
+        add: impl FnOnce(Option<&mut [f32]>),
+    ) {
+        if !trained {
+            return add(None);
+        }
+        let mut gradient = self.take(&named.name, &named.values);
+        add(Some(gradient.summed()));
+        self.put(&named.name, gradient);
     }
 
     /// Multiplies every gradient, say by 1 / the number of tokens.

@@ -53,8 +53,12 @@ impl Default for SamplingParams {
 }
 
 impl SamplingParams {
-    /// Whether every token keeps its probability, which the importance ratio of training needs.
+    /// Whether every token keeps its probability. Where not, completions say how much was kept.
     pub fn keeps_full_support(&self) -> bool {
+        self.keeps_tail() && self.min_tokens == 0
+    }
+
+    fn keeps_tail(&self) -> bool {
         self.top_k == 0 && self.top_p >= 1.0 && self.min_p <= 0.0
     }
 }
@@ -90,8 +94,9 @@ pub struct Completion {
     pub tokens: Vec<TokenId>,
     /// log p(token | prefix) in nats under the sampling distribution; one per token.
     pub logprobs: Vec<f32>,
-    /// Share of the full distribution that truncation kept, one per token: adding its logarithm
-    /// to the log-probability gives that under softmax(logits / T). Empty without truncation.
+    /// Share of the full distribution that truncation and `min_tokens` kept, one per token: adding
+    /// its logarithm to the log-probability gives that under softmax(logits / T). Empty where all
+    /// was kept.
     pub kept_masses: Vec<f32>,
     /// Why it ended.
     pub finish: FinishReason,
@@ -106,7 +111,7 @@ pub struct Draw {
     pub token: TokenId,
     /// Its log-probability, see the file's header.
     pub logprob: f32,
-    /// Share of the full distribution that truncation kept; 1 without truncation.
+    /// Share of the full distribution that could be drawn; 1 if nothing was cut or forbidden.
     pub kept_mass: f32,
 }
 
@@ -120,9 +125,10 @@ pub fn draw(
     forbidden: &[TokenId],
     stream: &mut ChaCha8Rng,
 ) -> Draw {
+    let mut masked = Vec::with_capacity(forbidden.len());
     for id in forbidden {
         if let Some(logit) = logits.get_mut(*id as usize) {
-            *logit = f32::NEG_INFINITY;
+            masked.push(std::mem::replace(logit, f32::NEG_INFINITY));
         }
     }
     if params.temperature <= 0.0 {
@@ -135,11 +141,17 @@ pub fn draw(
     if params.temperature != 1.0 {
         logits.iter_mut().for_each(|logit| *logit *= scale);
     }
-    if params.keeps_full_support() {
+    let mut drawn = if params.keeps_tail() {
         draw_full(logits, uniform)
     } else {
         draw_truncated(logits, params, uniform)
-    }
+    };
+    // ln Σ exp over what was allowed; what was not weighs this much beside it.
+    let logit = logits[drawn.token as usize];
+    let log_sum = logit - (drawn.logprob + drawn.kept_mass.ln());
+    let rest: f32 = masked.iter().map(|it| (it * scale - log_sum).exp()).sum();
+    drawn.kept_mass /= 1.0 + rest;
+    drawn
 }
 
 /// Draws from softmax(logits). The log-probability is summed as the learner sums it (see
@@ -270,6 +282,31 @@ mod tests {
                 let seen = frequency[it.token as usize];
                 // Three standard deviations of 20,000 draws are at most 0.011.
                 assert!((probability - seen).abs() < 0.012, "{params:?} {it:?} seen {seen}");
+            }
+        }
+    }
+
+    /// The log-probability under the whole distribution is the drawn one's and the kept mass's.
+    #[test]
+    fn kept_masses_lead_back_to_the_whole_distribution() {
+        let truncated = SamplingParams { top_k: 3, temperature: 0.7, ..Default::default() };
+        let table = [
+            (SamplingParams { top_k: 2, ..Default::default() }, vec![]),
+            (SamplingParams { top_p: 0.7, temperature: 1.5, ..Default::default() }, vec![]),
+            (SamplingParams { min_p: 0.2, ..Default::default() }, vec![]),
+            (SamplingParams::default(), vec![2]),
+            (truncated, vec![1, 3]),
+        ];
+        let mut stream = ChaCha8Rng::seed_from_u64(3);
+        for (params, forbidden) in table {
+            let weights = LOGITS.map(|it| (f64::from(it) / params.temperature).exp());
+            let total: f64 = weights.iter().sum();
+            for _ in 0..20 {
+                let drawn = draw(&mut LOGITS.clone(), &params, &forbidden, &mut stream);
+                let whole = (weights[drawn.token as usize] / total).ln();
+                let found = f64::from(drawn.logprob) + f64::from(drawn.kept_mass).ln();
+                assert!((found - whole).abs() < 1e-6, "{params:?} {drawn:?} {whole}");
+                assert!(drawn.kept_mass < 1.0);
             }
         }
     }

@@ -39,6 +39,9 @@ enum What {
         /// Steps counted, after one to warm up.
         #[arg(long, default_value_t = 4)]
         steps: usize,
+        /// Train adapters of this rank instead of all weights.
+        #[arg(long, default_value_t = 0)]
+        lora_rank: usize,
     },
     /// Next-token training steps.
     Train {
@@ -53,6 +56,9 @@ enum What {
         /// Steps counted, after one to warm up.
         #[arg(long, default_value_t = 4)]
         steps: usize,
+        /// Train adapters of this rank instead of all weights.
+        #[arg(long, default_value_t = 0)]
+        lora_rank: usize,
     },
     /// Sampling alone.
     Generate {
@@ -84,18 +90,19 @@ struct ModelArgs {
 pub fn bench(args: &BenchArgs, common: &Common) -> Result<(), Error> {
     let load = |model: &ModelArgs| BenchModel::load(&model.model, model.random_init, common.seed);
     let line = match &args.what {
-        What::Grpo { model, prompts, group, prompt_tokens, new_tokens, steps } => {
+        What::Grpo { model, prompts, group, prompt_tokens, new_tokens, steps, lora_rank } => {
             let work = bench::GrpoWork {
                 prompts: *prompts,
                 group: *group,
                 prompt_tokens: *prompt_tokens,
                 new_tokens: *new_tokens,
                 steps: *steps,
+                lora_rank: *lora_rank,
             };
             bench::grpo(load(model)?, &work)?
         }
-        What::Train { model, batch, seq, steps } => {
-            bench::train(load(model)?, *batch, *seq, *steps)?
+        What::Train { model, batch, seq, steps, lora_rank } => {
+            bench::train(load(model)?, *batch, *seq, *steps, *lora_rank)?
         }
         What::Generate { model, batch, prompt_tokens, new_tokens } => {
             bench::generate(&load(model)?, *batch, *prompt_tokens, *new_tokens)?

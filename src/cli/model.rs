@@ -72,6 +72,9 @@ pub struct ModelArgs {
     /// A Hugging Face folder or a GGUF file.
     #[arg(long, value_name = "DIR")]
     model: PathBuf,
+    /// A low-rank adapter in the layout of PEFT, added to the model's weights.
+    #[arg(long, value_name = "DIR")]
+    adapter: Option<PathBuf>,
     /// Set an option of the chat template, such as enable_thinking=false.
     #[arg(long, value_name = "KEY=VALUE")]
     template_option: Vec<String>,
@@ -204,6 +207,10 @@ pub fn load(args: &ModelArgs) -> Result<Loaded, Error> {
     let state = ModelState::load(&model_folder(&args.model)?)?;
     let tokenizer = state.tokenizer()?;
     let decoder = state.decoder.ok_or_else(|| Error::Data("the folder has no weights".into()))?;
+    let decoder = match &args.adapter {
+        Some(folder) => decoder.with_adapter_folder(folder)?.merged()?,
+        None => decoder,
+    };
     check_fit(&decoder, &tokenizer)?;
     let template_options = match options(&args.template_option)? {
         Value::Object(options) => options,

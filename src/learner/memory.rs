@@ -4,15 +4,17 @@
 //! batches are as full as the settings allow. The cache of keys and values gives way first: a run
 //! whose cache does not fit is given less, and its replies wait for each other.
 
-use tallow_policies::{Engine, ModelConfig, PolicyError};
+use tallow_policies::{Engine, LoraConfig, ModelConfig, PolicyError};
 
 /// What is asked of the machine.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Demand {
     /// Whether weights are trained (gradients and two moments besides them).
     pub trains: bool,
-    /// Copies of the weights besides the trained ones: a reference, or a published version.
+    /// Copies of what is trained: a reference, or a published version.
     pub copies: usize,
+    /// The adapters, where only those are trained.
+    pub lora: Option<LoraConfig>,
     /// Most tokens in one forward and backward pass.
     pub micro_batch_tokens: usize,
     /// Whether each layer keeps only its input for the backward pass.
@@ -30,7 +32,7 @@ pub struct Demand {
 /// Bytes by purpose.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MemoryPlan {
-    /// Trained weights and their copies.
+    /// The weights, adapters, and copies of what is trained.
     pub weights: u64,
     /// Gradients and AdamW's moments.
     pub training_state: u64,
@@ -62,6 +64,11 @@ impl MemoryPlan {
     /// If the model's configuration contradicts itself.
     pub fn new(model: &ModelConfig, demand: &Demand) -> Result<Self, PolicyError> {
         let parameters = model.parameter_count()? as u64;
+        let (adapters, rank) = match &demand.lora {
+            Some(lora) => (lora.parameter_count(model)? as u64, lora.rank as u64),
+            None => (0, 0),
+        };
+        let trained = if demand.lora.is_some() { adapters } else { parameters };
         let vocabulary = model.vocab_size as u64;
         let layers = model.num_hidden_layers as u64;
         let hidden = model.hidden_size as u64;
@@ -76,12 +83,13 @@ impl MemoryPlan {
         let kept = kept_layers * of_layer + (layers + 1) * hidden;
         // Once: two normed rows, the feed-forward block's inner row, gradients of q, k, v and of
         // what was attended to, and those of the residual stream; scored rows before and after
-        // the final norm and their gradients.
-        let once = 2 * hidden + inner + 2 * heads + 2 * kv + hidden + 3 * hidden;
+        // the final norm and their gradients; what an adapter passes through.
+        let once = 2 * hidden + inner + 2 * heads + 2 * kv + hidden + 3 * hidden + rank;
         let weights_of_layer = 2 * hidden * (heads + kv) + 3 * hidden * inner;
         let logits = (tokens * vocabulary).min(LOGITS.max(96 * vocabulary));
         let activations = if demand.trains {
-            tokens * (kept + once) + weights_of_layer + hidden * inner + logits
+            let merged = if rank > 0 { hidden * inner.max(heads) } else { 0 };
+            tokens * (kept + once) + weights_of_layer + hidden * inner + merged + logits
         } else {
             0
         };
@@ -89,8 +97,8 @@ impl MemoryPlan {
         let cache = bytes_for(demand.context).saturating_mul(demand.slots as u64);
         let samples = demand.slots > 0;
         Ok(Self {
-            weights: parameters * F32 * (1 + demand.copies as u64),
-            training_state: if demand.trains { parameters * F32 * 3 } else { 0 },
+            weights: (parameters + adapters + trained * demand.copies as u64) * F32,
+            training_state: if demand.trains { trained * F32 * 3 } else { 0 },
             activations: activations * F32,
             sampling: if samples {
                 (layers * weights_of_layer + vocabulary * hidden) * F32
@@ -158,10 +166,20 @@ pub fn available_bytes() -> Option<u64> {
     let machine = kib * 1024;
     let read = |path: &str| std::fs::read_to_string(path).ok()?.trim().parse::<u64>().ok();
     let group = match (read("/sys/fs/cgroup/memory.max"), read("/sys/fs/cgroup/memory.current")) {
-        (Some(limit), Some(used)) => limit.saturating_sub(used),
+        (Some(limit), Some(used)) => {
+            let stat = std::fs::read_to_string("/sys/fs/cgroup/memory.stat").unwrap_or_default();
+            limit.saturating_sub(used.saturating_sub(reclaimable(&stat)))
+        }
         _ => u64::MAX,
     };
     Some(machine.min(group))
+}
+
+/// Bytes that a control group counts as used and gives up when asked: files read and not touched
+/// since. `stat` is its `memory.stat`.
+fn reclaimable(stat: &str) -> u64 {
+    let line = stat.lines().find_map(|it| it.strip_prefix("inactive_file "));
+    line.and_then(|it| it.trim().parse().ok()).unwrap_or(0)
 }
 
 /// `1536` bytes as `1.5 KiB`.
@@ -191,6 +209,12 @@ mod tests {
         assert_eq!(PLAN.cache_within(560), Some(10));
         assert_eq!(PLAN.cache_within(559), None);
         assert_eq!(PLAN.cache_within(100), None);
+    }
+
+    #[test]
+    fn file_caches_count_as_free() {
+        assert_eq!(reclaimable("anon 5\ninactive_file 4096\nactive_file 7\n"), 4096);
+        assert_eq!(reclaimable(""), 0);
     }
 
     #[test]

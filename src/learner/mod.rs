@@ -15,7 +15,7 @@ use rand::seq::SliceRandom;
 use serde::{Deserialize, Serialize};
 use tallow_envs::Seed;
 use tallow_policies::{
-    AdamW, AdamWConfig, Decoder, GradientSet, Keep, Pass, PolicyError, Schedule,
+    AdamW, AdamWConfig, Decoder, GradientSet, Keep, LoraConfig, Pass, PolicyError, Schedule, lora,
 };
 
 use crate::algorithms::{Algorithm, LossInputs};
@@ -27,6 +27,9 @@ use batch::{MicroBatch, Sequence, SharedPrompts, token_budget_runs};
 
 /// Optimizer state beside the weights of a checkpoint.
 const OPTIMIZER_FILE: &str = "optimizer.safetensors";
+
+/// Tag of the seed stream that draws fresh adapters.
+const ADAPTER_STREAM: u64 = 0x6c6f_7261;
 
 /// How weights are changed: the part of a stage's settings that all stages share.
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -46,6 +49,10 @@ pub struct OptimizerConfig {
     /// Compute a prompt once for all replies to it, in learning as in sampling. Changes results by
     /// rounding only.
     pub share_prompts: bool,
+    /// Train low-rank adapters and leave the model's own weights as they are; absent: train those.
+    /// `lora = {}` takes the defaults.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lora: Option<LoraConfig>,
 }
 
 impl Default for OptimizerConfig {
@@ -57,6 +64,7 @@ impl Default for OptimizerConfig {
             micro_batch_tokens: 8192,
             recompute_activations: false,
             share_prompts: true,
+            lora: None,
         }
     }
 }
@@ -85,8 +93,41 @@ impl OptimizerConfig {
                     .expected("a number above 0, such as 1.0"),
             );
         }
+        faults.extend(self.lora.iter().flat_map(lora_faults));
         faults
     }
+}
+
+fn lora_faults(config: &LoraConfig) -> Vec<Fault> {
+    let mut faults = Vec::new();
+    if config.rank == 0 {
+        faults.push(
+            Fault::new("optimizer.lora.rank", "an adapter without rank changes nothing")
+                .found("0")
+                .expected("1 or more, such as 16"),
+        );
+    }
+    if !(config.alpha.is_finite() && config.alpha != 0.0) {
+        faults.push(
+            Fault::new("optimizer.lora.alpha", "adapters scaled by this change nothing")
+                .found(config.alpha.to_string())
+                .expected("a number other than 0, such as twice the rank"),
+        );
+    }
+    if config.targets.is_empty() {
+        faults.push(
+            Fault::new("optimizer.lora.targets", "nothing to adapt")
+                .expected(format!("some of {}", lora::TARGETS.join(", "))),
+        );
+    }
+    for target in config.targets.iter().filter(|it| !lora::TARGETS.contains(&it.as_str())) {
+        faults.push(
+            Fault::new("optimizer.lora.targets", "no linear map of that name")
+                .found(target.as_str())
+                .expected(format!("some of {}", lora::TARGETS.join(", "))),
+        );
+    }
+    faults
 }
 
 /// How often a batch of rollouts is used.
@@ -125,18 +166,29 @@ struct Sample {
 }
 
 impl Learner {
-    /// A learner that starts from `decoder`, with a fresh optimizer. With `with_reference` the
-    /// starting weights are kept for KL penalties.
+    /// A learner that starts from `decoder`, with a fresh optimizer; `seed` draws fresh adapters,
+    /// if the settings want some. With `with_reference` the starting weights are kept for KL
+    /// penalties.
     ///
     /// # Errors
-    /// If the weights cannot be copied.
+    /// If the weights cannot be copied or adapted.
     pub fn new(
         decoder: Decoder,
         config: OptimizerConfig,
         total_steps: u64,
         with_reference: bool,
+        seed: Seed,
     ) -> Result<Self, Error> {
-        let reference = if with_reference { Some(decoder.snapshot()?) } else { None };
+        let reference = match &config.lora {
+            _ if !with_reference => None,
+            // Frozen weights need no copy.
+            Some(_) => Some(decoder.clone()),
+            None => Some(decoder.snapshot()?),
+        };
+        let decoder = match &config.lora {
+            Some(lora) => decoder.with_adapters(lora, seed.derive(&[ADAPTER_STREAM]).0)?,
+            None => decoder,
+        };
         let optimizer = AdamW::new(config.adamw.clone());
         let keep = if config.recompute_activations { Keep::Inputs } else { Keep::Activations };
         let (pass, gradients) = (Pass::new(keep), GradientSet::new());
@@ -163,12 +215,16 @@ impl Learner {
         self.steps
     }
 
-    /// Writes weights (a Hugging Face folder) and optimizer state into `folder`, which exists.
+    /// Writes weights (a Hugging Face folder, or the adapters alone) and optimizer state into
+    /// `folder`, which exists.
     ///
     /// # Errors
     /// If a file cannot be written.
     pub fn save(&self, folder: &Path) -> Result<(), Error> {
-        self.decoder.save_folder(folder)?;
+        match self.decoder.adapters() {
+            Some(_) => self.decoder.save_adapter(folder, "")?,
+            None => self.decoder.save_folder(folder)?,
+        }
         self.optimizer.save(&folder.join(OPTIMIZER_FILE))?;
         Ok(())
     }
@@ -178,7 +234,10 @@ impl Learner {
     /// # Errors
     /// If a file cannot be read or belongs to another model.
     pub fn restore(&mut self, folder: &Path, steps: u64) -> Result<(), Error> {
-        let saved = Decoder::from_folder(folder)?;
+        let saved = match self.decoder.adapters() {
+            Some(_) => self.decoder.with_adapter_folder(folder)?,
+            None => Decoder::from_folder(folder)?,
+        };
         self.decoder.copy_from(&saved)?;
         self.optimizer = AdamW::load(self.config.adamw.clone(), &folder.join(OPTIMIZER_FILE))?;
         self.steps = steps;
@@ -394,7 +453,7 @@ impl Learner {
     fn step(&mut self) -> Result<Metrics, Error> {
         let factor = self.config.schedule.factor(self.steps, self.total_steps);
         let rate = self.config.learning_rate * factor;
-        let parameters = self.decoder.parameters();
+        let parameters = self.decoder.trainable();
         let report =
             self.optimizer.step(parameters, &self.gradients, rate).map_err(|e| match e {
                 PolicyError::Gradient { .. } => Error::Diverged(e.to_string()),

@@ -89,6 +89,13 @@ pub fn write(run_dir: &Path) -> Result<ReportPaths, ReportError> {
         fs::rename(&partial, &path).map_err(|source| io_error(&path, source))?;
         plots.push(path);
     }
+    // What an earlier report drew and this one does not would seem to belong to it.
+    let entries = fs::read_dir(&plot_dir).map_err(|source| io_error(&plot_dir, source))?;
+    for entry in entries.filter_map(Result::ok).map(|it| it.path()) {
+        if entry.extension().is_some_and(|it| it == "png") && !plots.contains(&entry) {
+            fs::remove_file(&entry).map_err(|source| io_error(&entry, source))?;
+        }
+    }
     let paths = ReportPaths {
         html: run_dir.join("report.html"),
         markdown: run_dir.join("report.md"),

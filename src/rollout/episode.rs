@@ -115,7 +115,11 @@ impl LiveEpisode {
                 .last()
                 .is_some_and(|it| renderer.tokenizer().end_ids().contains(it));
         self.tokens.extend_from_slice(&completion.tokens);
-        self.turns.push(Turn { range: start..self.tokens.len(), logprobs: completion.logprobs });
+        self.turns.push(Turn {
+            range: start..self.tokens.len(),
+            logprobs: completion.logprobs,
+            kept_masses: completion.kept_masses,
+        });
         self.messages.push(Message::assistant(text.as_str()));
         let (oldest, newest) = completion.versions.into_inner();
         self.versions = Some(match self.versions.take() {

@@ -201,8 +201,12 @@ impl RolloutPool {
     /// Starts groups, waiting for room where too many episodes are in flight.
     ///
     /// # Errors
-    /// If a task cannot be made, the engine failed, or the user interrupted.
+    /// If a group is empty, a task cannot be made, the engine failed, or the user interrupted.
     pub fn start(&mut self, plans: &[GroupPlan]) -> Result<(), Error> {
+        if plans.iter().any(|it| it.size == 0) {
+            // It would never be complete, and who waits for it would wait for ever.
+            return Err(Error::Data("a group of no replies to sample".into()));
+        }
         if self.limits.lockstep {
             // As one: an engine told of them one by one may begin before it hears of the last, and
             // what is sampled together would depend on the threads.

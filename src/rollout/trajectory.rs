@@ -14,6 +14,8 @@ pub struct Turn {
     pub range: Range<usize>,
     /// log p(token | prefix) in nats under the sampling distribution; one per sampled id.
     pub logprobs: Vec<f32>,
+    /// Share of softmax(logits / T) that could be drawn, one per sampled id; empty where all was.
+    pub kept_masses: Vec<f32>,
 }
 
 /// One play of one task: exactly the ids the policy saw and drew, and the text they stand for.
@@ -37,9 +39,27 @@ impl Trajectory {
         self.turns.iter().map(|it| it.range.len()).sum()
     }
 
-    /// Log-probabilities of the sampled ids, in order.
+    /// Log-probabilities of the sampled ids under the whole distribution softmax(logits / T), in
+    /// order: what a learner compares its own with.
+    ///
+    /// Where top-k, top-p, min-p or a least length cut the distribution, that is the recorded
+    /// log-probability and the logarithm of the mass kept. An importance ratio of the learner's
+    /// log-probability to the recorded one alone would be the kept mass where the policy has not
+    /// changed at all, instead of 1. This ratio is that of the two policies cut to the set that was
+    /// kept when the token was drawn, as far as learning leaves the mass of that set alone.
     pub fn logprobs(&self) -> Vec<f32> {
-        self.turns.iter().flat_map(|it| it.logprobs.iter().copied()).collect()
+        let of_turn = |turn: &Turn| {
+            let mut logprobs = turn.logprobs.clone();
+            logprobs.iter_mut().zip(&turn.kept_masses).for_each(|(it, mass)| *it += mass.ln());
+            logprobs
+        };
+        self.turns.iter().flat_map(of_turn).collect()
+    }
+
+    /// Sum and number of the kept masses of all sampled ids; nothing where all was kept.
+    pub fn kept_mass(&self) -> (f64, usize) {
+        let masses = self.turns.iter().flat_map(|it| &it.kept_masses);
+        masses.fold((0.0, 0), |(sum, count), mass| (sum + f64::from(*mass), count + 1))
     }
 }
 

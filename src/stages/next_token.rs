@@ -187,6 +187,7 @@ impl Stage for NextTokenStage {
             trains: true,
             micro_batch_tokens: micro_batch,
             recomputes: self.config.optimizer.recompute_activations,
+            lora: self.config.optimizer.lora.clone(),
             ..Default::default()
         })
     }
@@ -201,7 +202,8 @@ impl Stage for NextTokenStage {
         let documents = Arc::clone(&self.documents);
         let mut corpus = Corpus::new(documents, renderer, self.loss_on, context, Seed(order.0))?;
         let config = &self.config;
-        let mut learner = Learner::new(decoder, config.optimizer.clone(), config.steps, false)?;
+        let optimizer = config.optimizer.clone();
+        let mut learner = Learner::new(decoder, optimizer, config.steps, false, run.seed())?;
         let mut first = 0;
         if let Some(checkpoint) = run.resume()? {
             learner.restore(&checkpoint.path, checkpoint.step)?;

@@ -98,7 +98,8 @@ pub struct RlConfig {
     pub epochs: usize,
     /// Optimizer steps in a pass.
     pub minibatches: usize,
-    /// How replies are sampled; training needs the whole distribution (no top-k, top-p, min-p).
+    /// How replies are sampled. What top-k, top-p, min-p and min_tokens cut off is accounted for in
+    /// the importance ratio (see `Trajectory::logprobs`), but never tried.
     pub sampling: SamplingParams,
     /// How weights change.
     pub optimizer: OptimizerConfig,
@@ -348,7 +349,6 @@ fn faults(config: &RlConfig, algorithm: &dyn Algorithm) -> Vec<Fault> {
         );
     }
     let sampling_faults = sampling::faults(&config.sampling);
-    let sound_sampling = sampling_faults.is_empty();
     faults.extend(sampling_faults.into_iter().map(|it| it.within("sampling")));
     faults.extend(config.evaluation.faults().into_iter().map(|it| it.within("evaluation")));
     if config.sampling.temperature == 0.0 {
@@ -356,12 +356,6 @@ fn faults(config: &RlConfig, algorithm: &dyn Algorithm) -> Vec<Fault> {
             Fault::new("sampling.temperature", "training needs replies that differ")
                 .found(config.sampling.temperature.to_string())
                 .expected("a number above 0, such as 1.0"),
-        );
-    }
-    if sound_sampling && !config.sampling.keeps_full_support() {
-        faults.push(
-            Fault::new("sampling", "truncated sampling biases the importance ratio of training")
-                .expected("top_k = 0, top_p = 1.0 and min_p = 0.0"),
         );
     }
     if config.rollout.lockstep && config.rollout.max_staleness > 0 {
@@ -498,6 +492,11 @@ impl RlStage {
             it.trajectory.transcript.stop == StopReason::Length
         };
         metrics.set("rollout/truncated_share", mean(&|it| is(cut(it))));
+        let kept = members.iter().map(|it| it.trajectory.kept_mass());
+        let (mass, tokens) = kept.fold((0.0, 0), |all, it| (all.0 + it.0, all.1 + it.1));
+        if tokens > 0 {
+            metrics.set("rollout/kept_mass_mean", mass / tokens as f64);
+        }
         metrics.set("rollout/turns_mean", mean(&|it| it.trajectory.turns.len() as f64));
         let still = groups.iter().filter(|it| it.has_no_variance()).count();
         metrics.set("rollout/groups_zero_variance", still as f64 / groups.len().max(1) as f64);
@@ -581,13 +580,16 @@ impl Stage for RlStage {
         let sequence = model.context;
         let most = self.config.replies().saturating_mul(sequence);
         let optimizer = &self.config.optimizer;
-        let copies = usize::from((self.algorithm)().requires().reference)
-            + usize::from(self.config.rollout.max_staleness > 0);
+        // With adapters the frozen weights are the reference.
+        let keeps_reference = optimizer.lora.is_none() && (self.algorithm)().requires().reference;
+        let copies =
+            usize::from(keeps_reference) + usize::from(self.config.rollout.max_staleness > 0);
         Some(Demand {
             trains: true,
             copies,
             micro_batch_tokens: optimizer.micro_batch_tokens.min(most),
             recomputes: optimizer.recompute_activations,
+            lora: optimizer.lora.clone(),
             slots: self.slots(),
             context: sequence,
             rollout_tokens: most,
@@ -604,7 +606,8 @@ impl Stage for RlStage {
         let renderer = Arc::new(Renderer::with_options(Arc::clone(&tokenizer), options)?);
         let updates = config.steps * (config.epochs * config.minibatches) as u64;
         let with_reference = algorithm.requires().reference;
-        let mut learner = Learner::new(decoder, config.optimizer.clone(), updates, with_reference)?;
+        let optimizer = config.optimizer.clone();
+        let mut learner = Learner::new(decoder, optimizer, updates, with_reference, run.seed())?;
         let mut first = 0;
         let mut evaluated = false;
         if let Some(checkpoint) = run.resume()? {

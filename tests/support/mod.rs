@@ -196,6 +196,8 @@ fn models(run: &Path) -> BTreeMap<String, Vec<u8>> {
     let mut files = BTreeMap::new();
     for stage in sorted(&run.join("models")) {
         for file in sorted(&stage) {
+            // An adapter's settings name the folder of its base, which lies in the run.
+            let file = if file.is_dir() { file.join("adapter_model.safetensors") } else { file };
             let bytes = std::fs::read(&file).expect("a model's file");
             files.insert(format!("{}/{}", name(&stage), name(&file)), bytes);
         }

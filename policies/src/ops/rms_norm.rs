@@ -43,7 +43,7 @@ pub(crate) fn backward(
     g: &[f32],
     eps: f32,
     dx: &mut [f32],
-    dw: &mut [f32],
+    dw: Option<&mut [f32]>,
 ) {
     let width = weight.len();
     let chunk = ROWS_PER_CHUNK * width;
@@ -61,6 +61,7 @@ pub(crate) fn backward(
             .map(of_chunk)
             .collect()
     };
+    let Some(dw) = dw else { return };
     for partial in partials {
         dw.iter_mut().zip(partial).for_each(|(sum, value)| *sum += value);
     }

@@ -37,7 +37,7 @@ pub const ALL: &[Operation] = &[
             let mut value = vec![0.0; x.len()];
             rms_norm::forward(x, weight, 1e-6, &mut value);
             let (mut dx, mut dw) = (vec![0.0; x.len()], vec![0.0; weight.len()]);
-            rms_norm::backward(x, weight, g, 1e-6, &mut dx, &mut dw);
+            rms_norm::backward(x, weight, g, 1e-6, &mut dx, Some(&mut dw));
             Results { value, gradients: vec![dx, dw] }
         },
         composed: |inputs, _| rms_norm::composed(&inputs[0], &inputs[1], 1e-6),
