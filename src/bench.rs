@@ -163,7 +163,7 @@ pub fn train(
     steps: usize,
     lora_rank: usize,
 ) -> Result<Value, Error> {
-    let parameters = model.decoder.config().parameter_count()? as f64;
+    let parameters = model.decoder.parameters().count() as f64;
     let gemm_gflops = best_matrix_rate();
     let prompts: Vec<_> = (0..=steps as u64).map(|it| model.prompts(batch, seq, it)).collect();
     let lora = adapters(lora_rank);
@@ -179,8 +179,11 @@ pub fn train(
     }
     let step_s = median(times.split_off(1));
     let tokens = (batch * seq) as f64;
-    // 6 operations a parameter and token: 2 forward, 4 backward (Kaplan et al. 2020).
-    let gflops = 6.0 * parameters * tokens / step_s / 1e9;
+    // Operations a parameter and token: 2 forward, 2 backward to the input, 2 to the weight where it
+    // is trained (Kaplan et al. 2020).
+    let trained = learner.decoder().trainable().count() as f64;
+    let frozen = if lora_rank > 0 { parameters } else { 0.0 };
+    let gflops = (4.0 * frozen + 6.0 * trained) * tokens / step_s / 1e9;
     Ok(json!({
         "bench": "train", "step_s": rounded(step_s), "tok_s": rounded(tokens / step_s),
         "gflops": rounded(gflops), "gemm_gflops": rounded(gemm_gflops),

@@ -145,6 +145,8 @@ fn numbers_out_of_range_are_refused() {
     let scene = Scene::new();
     let output = scene.output(["check", "tiny.toml", "--set=rl.group_size=4611686018427387904"]);
     check_told(&output, 2, 1, &["stage `rl` needs about", "hint: lower"]);
+    let output = scene.output(["check", "tiny.toml", "--set=rl.rollout.cache_mib=0"]);
+    check_told(&output, 2, 1, &["may hold 0 B of keys and values", "raise rollout.cache_mib"]);
     check_refused(
         "model.hidden=17",
         &["do not divide the hidden width", "2 heads of a width of 17"],

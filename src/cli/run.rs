@@ -142,6 +142,17 @@ fn plan_of(run: &RunPlan) -> Result<String, Error> {
                 text.push_str(&format!("    {name:<34}{cache:>11}\n"));
             }
             Some(_) => {}
+            None if memory.cache < memory.least_cache => {
+                return Err(Error::usage(
+                    format!(
+                        "stage `{}` may hold {} of keys and values, and one reply may need {}",
+                        plan.name,
+                        human_bytes(memory.cache),
+                        human_bytes(memory.least_cache)
+                    ),
+                    memory.what_to_lower(),
+                ));
+            }
             None => {
                 return Err(Error::usage(
                     format!(
