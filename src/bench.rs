@@ -9,6 +9,7 @@ use std::time::Instant;
 use rand::RngExt;
 use serde_json::{Value, json};
 use tallow_envs::{Seed, Split, Task, TaskId};
+use tallow_policies::gpu::Device;
 use tallow_policies::{
     Completion, Decoder, Engine, InitOptions, LoraConfig, ModelConfig, Request, SamplingParams,
     TokenId, Tokenizer,
@@ -17,6 +18,7 @@ use tallow_verifiers::{Message, Reference, StopReason, Transcript, Verdict};
 
 use crate::algorithms::AlgorithmConfig;
 use crate::algorithms::grpo::GrpoConfig;
+use crate::device;
 use crate::error::Error;
 use crate::learner::batch::Sequence;
 use crate::learner::memory::{Demand, MemoryPlan};
@@ -36,7 +38,12 @@ impl BenchModel {
     ///
     /// # Errors
     /// If a file is missing or damaged.
-    pub fn load(folder: &Path, random_init: bool, seed: Option<u64>) -> Result<Self, Error> {
+    pub fn load(
+        folder: &Path,
+        random_init: bool,
+        seed: Option<u64>,
+        device: Option<Device>,
+    ) -> Result<Self, Error> {
         let folder = model_folder(folder)?;
         let tokenizer = Arc::new(Tokenizer::from_folder(&folder)?);
         let seed = Seed(seed.unwrap_or(0));
@@ -47,6 +54,10 @@ impl BenchModel {
             Decoder::from_folder(&folder)?
         };
         check_fit(&decoder, &tokenizer)?;
+        let decoder = match &device {
+            Some(device) => decoder.on(device)?,
+            None => decoder,
+        };
         Ok(Self { decoder, tokenizer, seed })
     }
 
@@ -148,7 +159,8 @@ pub fn grpo(model: BenchModel, work: &GrpoWork) -> Result<Value, Error> {
         "generate_s": rounded(generate_s), "update_s": rounded(update_s),
         "sampled_tok_s": rounded(sampled / generate_s),
         "end_to_end_tok_s": rounded(sampled / step_s),
-        "peak_rss_mb": peak_rss_mb(), "planned_mb": plan.total() >> 20, "device": "cpu",
+        "peak_rss_mb": peak_rss_mb(), "planned_mb": plan.total() >> 20,
+        "device": device::name_of(model.decoder.device()),
     }))
 }
 
@@ -164,7 +176,11 @@ pub fn train(
     lora_rank: usize,
 ) -> Result<Value, Error> {
     let parameters = model.decoder.parameters().count() as f64;
-    let gemm_gflops = best_matrix_rate();
+    let gemm_gflops = match model.decoder.device() {
+        Some(device) => device.matrix_gflops(CARD_MATRIX)?,
+        None => best_matrix_rate(),
+    };
+    let computed_on = device::name_of(model.decoder.device());
     let prompts: Vec<_> = (0..=steps as u64).map(|it| model.prompts(batch, seq, it)).collect();
     let lora = adapters(lora_rank);
     let config = OptimizerConfig { learning_rate: 1e-4, lora, ..Default::default() };
@@ -188,6 +204,7 @@ pub fn train(
         "bench": "train", "step_s": rounded(step_s), "tok_s": rounded(tokens / step_s),
         "gflops": rounded(gflops), "gemm_gflops": rounded(gemm_gflops),
         "mfu": rounded(gflops / gemm_gflops), "peak_rss_mb": peak_rss_mb(),
+        "device": computed_on,
     }))
 }
 
@@ -227,13 +244,24 @@ pub fn generate(
             decode_s.push(clock.elapsed().as_secs_f64() - prefilled);
         }
     }
-    let decoded = (batch * new_tokens.saturating_sub(1)) as f64;
-    Ok(json!({
-        "bench": "generate",
-        "prefill_tok_s": rounded((batch * prompt_tokens) as f64 / median(prefill_s)),
-        "decode_tok_s": rounded(decoded / median(decode_s)),
+    let steps = new_tokens.saturating_sub(1) as f64;
+    let decode_s = median(decode_s);
+    let prefill_s = median(prefill_s);
+    let mut line = json!({
+        "bench": "generate", "step_s": rounded(prefill_s + decode_s),
+        "prefill_tok_s": rounded((batch * prompt_tokens) as f64 / prefill_s),
+        "decode_tok_s": rounded(batch as f64 * steps / decode_s),
         "peak_rss_mb": peak_rss_mb(),
-    }))
+        "device": device::name_of(model.decoder.device()),
+    });
+    if let Some(device) = model.decoder.device() {
+        // Each step reads every weight once: the least that decoding can take.
+        let bytes = (model.decoder.parameters().count() * device.precision().bytes()) as f64;
+        let bandwidth = device.bandwidth_gb_s(CARD_COPY_BYTES)?;
+        line["bandwidth_gb_s"] = json!(rounded(bandwidth));
+        line["mbu"] = json!(rounded(bytes * steps / decode_s / 1e9 / bandwidth));
+    }
+    Ok(line)
 }
 
 fn exact_length(tokens: usize) -> Arc<SamplingParams> {
@@ -275,6 +303,10 @@ fn scored(prompt: &[TokenId], replies: &[Completion]) -> ScoredGroup {
         .collect();
     ScoredGroup { task, members, environment_errors: Vec::new(), verifier_errors: Vec::new() }
 }
+
+/// What a card is measured with: large enough to fill it.
+const CARD_MATRIX: usize = 8192;
+const CARD_COPY_BYTES: usize = 1 << 30;
 
 /// Best rate of a 1024 cubed f32 product on all threads, in GFLOP/s.
 fn best_matrix_rate() -> f64 {

@@ -26,6 +26,7 @@ pub mod learner;
 
 pub mod chat_template;
 pub mod corpus;
+pub mod device;
 pub mod documents;
 pub mod renderer;
 

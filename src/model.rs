@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use tallow_envs::Seed;
+use tallow_policies::gpu::Device;
 use tallow_policies::{Decoder, InitOptions, ModelConfig, Sizes, Tokenizer};
 
 use crate::chat_template::TemplateOptions;
@@ -290,11 +291,16 @@ impl ModelState {
         })
     }
 
-    /// The weights, drawn from the seed if there are none yet.
+    /// The weights on the device, drawn from the seed if there are none yet.
     ///
     /// # Errors
-    /// If the sizes contradict each other or do not fit the tokenizer.
-    pub fn decoder(&mut self, settings: &ModelSettings, seed: Seed) -> Result<Decoder, Error> {
+    /// If the sizes contradict each other or do not fit the tokenizer, or the device fails.
+    pub fn decoder(
+        &mut self,
+        settings: &ModelSettings,
+        seed: Seed,
+        device: Option<&Device>,
+    ) -> Result<Decoder, Error> {
         let tokenizer = self.tokenizer()?;
         let decoder = match self.decoder.take() {
             // What a stage before adapted is from now on the model.
@@ -306,7 +312,11 @@ impl ModelState {
             }
         };
         check_fit(&decoder, &tokenizer)?;
-        Ok(decoder)
+        match device {
+            // A stage before may have left it there.
+            Some(device) if decoder.device().is_none() => Ok(decoder.on(device)?),
+            _ => Ok(decoder),
+        }
     }
 }
 

@@ -14,11 +14,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tallow_envs::{Seed, Split};
+use tallow_policies::gpu::Device;
 
 use crate::checkpoints::{Checkpoints, Retention};
 use crate::config::document::resolved_toml;
 use crate::config::{Experiment, RunPlan};
 use crate::console::{Bar, Console, SampleRow, samples_table};
+use crate::device;
 use crate::documents::resolve;
 use crate::error::Error;
 use crate::files::{StoreError, replace_folder, write_atomic};
@@ -47,6 +49,8 @@ pub struct RunOptions {
     pub quiet: bool,
     /// Threads for everything.
     pub threads: usize,
+    /// Where to compute; none is the CPU.
+    pub device: Option<Device>,
     /// The batch table and memory plan, shown before the start.
     pub plan: String,
     /// The command line, for the record.
@@ -116,6 +120,7 @@ fn run_variants(
                     resume: begun,
                     plan: String::new(),
                     command: options.command.clone(),
+                    device: options.device.clone(),
                     ..*options
                 };
                 let record = record(experiment, plan, options);
@@ -166,7 +171,7 @@ fn record(experiment: &Experiment, plan: &RunPlan, options: &RunOptions) -> RunR
         versions: versions.into_iter().collect(),
         command: options.command.clone(),
         seed: plan.seed.0,
-        device: "cpu".into(),
+        device: device::name_of(options.device.as_ref()),
         threads: options.threads,
         started: String::new(),
         resumed: Vec::new(),
@@ -298,6 +303,7 @@ impl Sitting<'_> {
                 tracker: &mut tracker,
                 console: self.console,
                 threads: self.options.threads,
+                device: self.options.device.as_ref(),
                 interrupted: Arc::clone(&self.interrupted),
             };
             let saved = folder.model(&stage.name);
@@ -348,6 +354,7 @@ pub struct StageRun<'a> {
     tracker: &'a mut Tracker,
     console: &'a Console,
     threads: usize,
+    device: Option<&'a Device>,
     interrupted: Arc<AtomicBool>,
 }
 
@@ -394,6 +401,11 @@ impl StageRun<'_> {
     /// The `[model]` table.
     pub fn model(&self) -> &ModelSettings {
         self.model
+    }
+
+    /// Where to compute; none is the CPU.
+    pub fn device(&self) -> Option<&Device> {
+        self.device
     }
 
     /// Threads to use.

@@ -1,5 +1,8 @@
 //! Numbers that must agree: sampler and learner, one micro-batch and many, one slot and many.
 
+#[path = "../policies/tests/emulated/mod.rs"]
+mod emulated;
+
 use std::sync::Arc;
 
 use serde_json::json;
@@ -11,6 +14,7 @@ use tallow::renderer::Renderer;
 use tallow::rollout::trajectory::{ScoredGroup, ScoredTrajectory, Trajectory, Turn};
 use tallow_envs::{BuildContext, Environments, Seed, Split};
 use tallow_policies::contract;
+use tallow_policies::gpu::{Device, Precision};
 use tallow_policies::{
     AdamWConfig, Completion, Decoder, Engine, InitOptions, LoraConfig, Request, SamplingParams,
     TokenId, Tokenizer,
@@ -377,32 +381,57 @@ fn truncated_sampling_leaves_the_first_ratio_at_one() {
     }
 }
 
+/// Plays and learns for some rounds, with a cache too small for all replies.
+fn play(scene: &mut Scene, learner: &mut Learner, rounds: u64, what: &str) {
+    let slots = scene.prompts.len() * GROUP;
+    let mut engine = small_cache(scene, slots);
+    let algorithm = grpo(json!({}));
+    let reuse = Reuse { epochs: 1, minibatches: 1 };
+    for round in 0..rounds {
+        engine.publish(learner.decoder(), round);
+        let replies = engine.generate(long_requests(scene, round)).expect("replies");
+        for (index, completion) in replies.into_iter().enumerate() {
+            let (group, member) = (index / GROUP, index % GROUP);
+            scene.groups[group].members[member] = scene.scored(group, member, completion);
+        }
+        let metrics = learner
+            .update(&*algorithm, &scene.groups, reuse, (TEMPERATURE, 32), round, Seed(1))
+            .expect("an update");
+        let told = metrics.value("learner/sampler_mismatch_nats").expect("it is measured");
+        assert!(told < 1e-5, "{what}: {told} nats in round {round}");
+    }
+    assert!(engine.preemptions() > 0, "{what}: nothing had to wait");
+}
+
 #[test]
 fn sampler_and_learner_agree_through_fifty_updates() {
     let lora = LoraConfig { rank: 4, ..LoraConfig::default() };
     for (family, lora) in [("llama", None), ("qwen3", None), ("qwen2", Some(lora))] {
         let mut scene = Scene::new(family);
-        let slots = scene.prompts.len() * GROUP;
         let mut learner = scene.learner_with(200, false, lora);
-        let mut engine = small_cache(&scene, slots);
-        let algorithm = grpo(json!({}));
-        let reuse = Reuse { epochs: 1, minibatches: 1 };
-        for round in 0..50 {
-            engine.publish(learner.decoder(), round);
-            let replies = engine.generate(long_requests(&scene, round)).expect("replies");
-            for (index, completion) in replies.into_iter().enumerate() {
-                let (group, member) = (index / GROUP, index % GROUP);
-                scene.groups[group].members[member] = scene.scored(group, member, completion);
-            }
-            let metrics = learner
-                .update(&*algorithm, &scene.groups, reuse, (TEMPERATURE, 32), round, Seed(1))
-                .expect("an update");
-            let told = metrics.value("learner/sampler_mismatch_nats").expect("it is measured");
-            assert!(told < 1e-5, "{family}: {told} nats in round {round}");
-        }
+        play(&mut scene, &mut learner, 50, family);
         check_adapters_matter(learner.decoder());
-        assert!(engine.preemptions() > 0, "{family}: nothing had to wait");
     }
+}
+
+/// Learner and engine on a device (an emulated one) play the same rounds.
+#[test]
+fn a_gpu_samples_and_learns_what_the_cpu_does() {
+    let Some(device) = emulated::device(Precision::F32) else { return };
+    let played = |on: Option<&Device>| {
+        let mut scene = Scene::new("qwen2");
+        if let Some(device) = on {
+            scene.decoder = scene.decoder.on(device).expect("a small model");
+        }
+        let mut learner = scene.learner(200, false);
+        play(&mut scene, &mut learner, 3, "qwen2");
+        learner.decoder().read_back().expect("weights");
+        (scene.members().map(|it| it.tokens.clone()).collect::<Vec<_>>(), learner)
+    };
+    let ((replies, learner), (device_replies, device_learner)) =
+        (played(None), played(Some(&device)));
+    assert_eq!(replies, device_replies);
+    check_same_weights(learner.decoder(), device_learner.decoder(), "CPU and GPU");
 }
 
 #[test]

@@ -1,4 +1,4 @@
-"""Whole GRPO steps of TRL on the CPU, on a Hugging Face folder: the peer of `tallow bench grpo`.
+"""Whole GRPO steps of TRL on a Hugging Face folder: the peer of `tallow bench grpo`.
 
 Every reply has exactly --new-tokens tokens, so both sides do the same work. Prints one JSON line.
 Needs: pip install torch transformers trl datasets accelerate
@@ -23,6 +23,8 @@ parser.add_argument("--prompt-tokens", type=int, default=64)
 parser.add_argument("--new-tokens", type=int, default=64)
 parser.add_argument("--steps", type=int, default=2, help="steps counted, after one to warm up")
 parser.add_argument("--threads", type=int, default=2)
+parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+parser.add_argument("--dtype", default="f32", choices=["f32", "bf16"])
 args = parser.parse_args()
 
 import torch
@@ -32,13 +34,14 @@ from trl import GRPOConfig, GRPOTrainer
 
 torch.set_num_threads(args.threads)
 torch.manual_seed(0)
+dtype = {"f32": torch.float32, "bf16": torch.bfloat16}[args.dtype]
 tokenizer = AutoTokenizer.from_pretrained(args.model)
 tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
 if args.random_init:
     config = AutoConfig.from_pretrained(args.model)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_config(config, dtype=dtype)
 else:
-    model = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(args.model, dtype=dtype)
 
 # TRL takes texts: random ids, decoded, and cut where they encode to more than was asked for.
 draws = torch.Generator().manual_seed(0)
@@ -71,9 +74,9 @@ with tempfile.TemporaryDirectory() as folder:
         learning_rate=1e-6,
         beta=0.0,
         temperature=1.0,
-        bf16=False,
+        bf16=args.dtype == "bf16",
         gradient_checkpointing=False,
-        use_cpu=True,
+        use_cpu=args.device == "cpu",
         report_to=[],
         save_strategy="no",
         logging_steps=1000,

@@ -137,7 +137,7 @@ fn sampling_step(criterion: &mut Criterion) {
     let mut inference = Inference::new(&decoder).unwrap();
     let mut group = criterion.benchmark_group("decoder/sampling_step");
     for slots in [1, 64, 256] {
-        let mut cache = KvCache::new(decoder.config(), slots, 64).unwrap();
+        let mut cache = KvCache::new(&decoder, slots, 64);
         let prompt = tokens(10);
         let spans: Vec<_> = (0..slots).map(|slot| CacheSpan { slot, tokens: &prompt }).collect();
         inference.extend(&mut cache, &spans).unwrap();

@@ -66,7 +66,9 @@ pub fn check_decoder(decoder: &Decoder, seed: u64, folder: &Path) -> Result<(), 
 /// If there is no token, or one is outside the vocabulary.
 pub fn logits(decoder: &Decoder, tokens: &[TokenId]) -> Result<Vec<f32>, PolicyError> {
     let states = hidden(decoder, &PackedSequences::of_lengths(tokens, &[tokens.len()]))?;
-    Ok(Inference::new(decoder)?.logits(&states))
+    let mut inference = Inference::new(decoder)?;
+    let states = inference.hidden(states)?;
+    inference.logits(&states)
 }
 
 fn random_sequences(decoder: &Decoder, seed: u64) -> Vec<Vec<TokenId>> {
@@ -156,7 +158,7 @@ fn the_cache_agrees(decoder: &Decoder, sequences: &[Vec<TokenId>]) -> Result<(),
     let longest = sequences.iter().map(Vec::len).max().unwrap_or(0);
     let slots = sequences.len() + 1;
     let mut inference = Inference::new(decoder)?;
-    let mut cache = KvCache::new(decoder.config(), slots, longest)?;
+    let mut cache = KvCache::new(decoder, slots, longest);
     let mut taken = vec![0; sequences.len()];
     let whole: Vec<Vec<f32>> = sequences
         .iter()
@@ -176,6 +178,7 @@ fn the_cache_agrees(decoder: &Decoder, sequences: &[Vec<TokenId>]) -> Result<(),
             break;
         }
         let last = inference.extend(&mut cache, &spans)?;
+        let last = inference.read_hidden(&last)?;
         for (span, found) in spans.iter().zip(last.chunks_exact(width)) {
             taken[span.slot] += span.tokens.len();
             let row = taken[span.slot] - 1;
@@ -188,6 +191,7 @@ fn the_cache_agrees(decoder: &Decoder, sequences: &[Vec<TokenId>]) -> Result<(),
     cache.share_prefix(from, to, shared)?;
     let span = CacheSpan { slot: to, tokens: &sequences[from][shared..] };
     let continued = inference.extend(&mut cache, &[span])?;
+    let continued = inference.read_hidden(&continued)?;
     same_bits(&continued, &whole[from][shared * width..], "a shared prefix and a forward pass")
 }
 

@@ -23,12 +23,14 @@ use candle_core::{Tensor, Var};
 use crate::TokenId;
 use crate::checkpoint;
 use crate::error::PolicyError;
+use crate::gpu;
+use crate::gpu::weights::Resident;
 use crate::layer::{Activations, AttentionOver, LayerWeights, Linear, Named, Place};
 use crate::lora::{Adapters, LoraConfig};
 use crate::model_config::{DecoderShape, ModelConfig};
 use crate::ops::slices::Values;
 use crate::ops::{self, Heads, Rotations};
-use crate::optimizer::{Gradient, GradientSet};
+use crate::optimizer::{AdamW, Gradient, GradientSet, StepReport};
 use crate::packed::PackedSequences;
 use crate::parameters::{self, InitOptions, Parameters};
 use crate::pass::{Keep, Pass, sized};
@@ -51,6 +53,9 @@ pub struct Decoder {
     adapters: Option<Adapters>,
     /// The same storage, by place in the network.
     weights: Weights,
+    /// The parameters on a device, where they are then changed; the host's copy follows when it is
+    /// [read back](Self::read_back).
+    resident: Option<Arc<Resident>>,
     /// Grows to the longest sequence seen; shared by all clones.
     rotations: Arc<RwLock<Arc<Rotations>>>,
 }
@@ -103,7 +108,55 @@ impl Decoder {
     /// # Errors
     /// If a file cannot be written.
     pub fn save_folder(&self, folder: &Path) -> Result<(), PolicyError> {
+        self.read_back()?;
         checkpoint::write_folder(folder, &self.config, &self.merged()?.parameters)
+    }
+
+    /// This model with its parameters on a device, where everything is computed from then on.
+    ///
+    /// # Errors
+    /// If the device has no room for them, the model has adapters, which are trained on the CPU
+    /// only, or its heads are wider than the device's kernels take.
+    pub fn on(&self, device: &gpu::Device) -> Result<Self, PolicyError> {
+        if self.adapters.is_some() {
+            return Err(PolicyError::config(ADAPTERS_ON_CPU));
+        }
+        self.read_back()?;
+        let head = if self.shape.tied_head { EMBEDDING } else { HEAD };
+        let names = [EMBEDDING, FINAL_NORM, head];
+        let (parameters, layers) = (&self.parameters, &self.weights.layers);
+        let resident = Resident::new(device, &self.shape, parameters, layers, names)?;
+        Ok(Self { resident: Some(Arc::new(resident)), ..self.clone() })
+    }
+
+    /// The device this is on; none for the CPU.
+    pub fn device(&self) -> Option<&gpu::Device> {
+        self.resident.as_ref().map(|it| &it.device)
+    }
+
+    /// Brings the host's copy of the parameters up to date with the device, if there is one.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn read_back(&self) -> Result<(), PolicyError> {
+        self.resident.as_ref().map_or(Ok(()), |it| it.read(&self.parameters))
+    }
+
+    /// One step of the optimizer, on what is [trained](Self::trainable).
+    ///
+    /// # Errors
+    /// If a gradient is missing, of another shape or not finite; weights and moments are then as
+    /// they were.
+    pub fn step(
+        &self,
+        optimizer: &mut AdamW,
+        gradients: &GradientSet,
+        learning_rate: f64,
+    ) -> Result<StepReport, PolicyError> {
+        match &self.resident {
+            Some(resident) => optimizer.step_on(resident, gradients.on_device(), learning_rate),
+            None => optimizer.step(self.trainable(), gradients, learning_rate),
+        }
     }
 
     /// The configuration.
@@ -111,7 +164,8 @@ impl Decoder {
         &self.config
     }
 
-    /// The model's own tensors, without adapters.
+    /// The model's own tensors, without adapters; as of the last [`read_back`](Self::read_back)
+    /// if this is on a device.
     pub fn parameters(&self) -> &Parameters {
         &self.parameters
     }
@@ -158,6 +212,7 @@ impl Decoder {
     /// # Errors
     /// If the configuration contradicts itself.
     pub fn base(&self) -> Result<Self, PolicyError> {
+        self.read_back()?;
         Self::from_parameters(self.config.clone(), self.parameters.clone(), None)
     }
 
@@ -185,14 +240,20 @@ impl Decoder {
     }
 
     /// A copy with storage of its own for what is trained: a reference policy, or a published
-    /// version. Frozen parameters are shared.
+    /// version. Frozen parameters are shared. On the same device as this.
     ///
     /// # Errors
     /// If memory runs out.
     pub fn snapshot(&self) -> Result<Self, PolicyError> {
-        match &self.adapters {
-            Some(adapters) => self.adapted(adapters.deep_copy()?),
-            None => Self::from_parameters(self.config.clone(), self.parameters.deep_copy()?, None),
+        if let Some(adapters) = &self.adapters {
+            return self.adapted(adapters.deep_copy()?);
+        }
+        self.read_back()?;
+        let parameters = self.parameters.deep_copy()?;
+        let copy = Self::from_parameters(self.config.clone(), parameters, None)?;
+        match self.device() {
+            Some(device) => copy.on(device),
+            None => Ok(copy),
         }
     }
 
@@ -215,12 +276,13 @@ impl Decoder {
                 settings(other)
             )));
         }
+        other.read_back()?;
         for ((_, to), (_, from)) in self.trainable().iter().zip(other.trainable().iter()) {
             if !same_storage(to, from) {
                 to.set(from)?;
             }
         }
-        Ok(())
+        self.resident.as_ref().map_or(Ok(()), |it| it.write(&self.parameters))
     }
 
     /// Runs all layers over packed sequences and keeps in `pass` what it was made to keep.
@@ -235,6 +297,9 @@ impl Decoder {
         pass.sequences = sequences.clone();
         let (rows, hidden) = (sequences.rows(), self.shape.hidden);
         let rotations = self.rotations_to(sequences.positions());
+        if let Some(resident) = &self.resident {
+            return resident.forward(&mut pass.device, pass.keep, sequences, &rotations);
+        }
         let keeps_inputs = pass.keep != Keep::Nothing;
         let inputs = if keeps_inputs { self.shape.layers + 1 } else { 2 };
         pass.inputs.resize_with(inputs, Vec::new);
@@ -272,13 +337,15 @@ impl Decoder {
     /// # Errors
     /// If there was no forward pass, or it has fewer rows.
     pub fn hidden<'a>(&self, pass: &'a mut Pass, rows: &[u32]) -> Result<&'a [f32], PolicyError> {
-        let held = pass.sequences.rows();
-        if let Some(row) = rows.iter().find(|row| **row as usize >= held) {
-            return Err(PolicyError::input(format!("row {row} of a forward pass over {held}")));
-        }
+        check_rows(pass, rows)?;
         let hidden = self.shape.hidden;
         pass.rows.clear();
         pass.rows.extend_from_slice(rows);
+        if let Some(resident) = &self.resident {
+            resident.select(&mut pass.device, rows, &[])?;
+            pass.normed = resident.selected(&mut pass.device)?;
+            return Ok(&pass.normed);
+        }
         let Pass { inputs, last, selected, normed, .. } = pass;
         let selected = sized(selected, rows.len() * hidden);
         ops::embedding::forward(&inputs[*last], hidden, rows, selected);
@@ -314,6 +381,12 @@ impl Decoder {
             )));
         }
         self.check_vocabulary(targets)?;
+        if let Some(resident) = &self.resident {
+            check_rows(pass, rows)?;
+            pass.rows.clear();
+            pass.rows.extend_from_slice(rows);
+            return resident.score(&mut pass.device, rows, targets, temperature);
+        }
         self.hidden(pass, rows)?;
         let hidden = self.shape.hidden;
         let normed = &pass.normed[..rows.len() * hidden];
@@ -346,6 +419,10 @@ impl Decoder {
                 d_logprobs.len(),
                 pass.rows.len()
             )));
+        }
+        if let Some(resident) = &self.resident {
+            must_have_kept(pass)?;
+            return resident.backward(&mut pass.device, d_logprobs, gradients.device_mut());
         }
         let hidden = self.shape.hidden;
         let mut d_hidden = std::mem::take(&mut pass.d_hidden);
@@ -383,10 +460,10 @@ impl Decoder {
         d_hidden: &[f32],
         gradients: &mut GradientSet,
     ) -> Result<(), PolicyError> {
-        if pass.keep == Keep::Nothing {
-            return Err(PolicyError::input(
-                "a backward pass over a forward pass that kept nothing",
-            ));
+        must_have_kept(pass)?;
+        if let Some(resident) = &self.resident {
+            let gradients = gradients.device_mut();
+            return resident.backward_hidden(&mut pass.device, d_hidden, gradients);
         }
         let hidden = self.shape.hidden;
         let total = pass.sequences.rows() * hidden;
@@ -445,6 +522,10 @@ impl Decoder {
         Ok(())
     }
 
+    pub(crate) fn resident(&self) -> Option<&Resident> {
+        self.resident.as_deref()
+    }
+
     pub(crate) fn shape(&self) -> &DecoderShape {
         &self.shape
     }
@@ -470,6 +551,9 @@ impl Decoder {
     }
 
     fn adapted(&self, adapters: Adapters) -> Result<Self, PolicyError> {
+        if self.resident.is_some() {
+            return Err(PolicyError::config(ADAPTERS_ON_CPU));
+        }
         Self::from_parameters(self.config.clone(), self.parameters.clone(), Some(adapters))
     }
 
@@ -482,7 +566,7 @@ impl Decoder {
         let weights = Weights::new(&shape, &parameters, adapters.as_ref());
         let rotations = rotations(&shape, FIRST_POSITIONS);
         let rotations = Arc::new(RwLock::new(Arc::new(rotations)));
-        Ok(Self { config, shape, parameters, adapters, weights, rotations })
+        Ok(Self { config, shape, parameters, adapters, weights, resident: None, rotations })
     }
 
     pub(crate) fn final_norm(&self, x: &[f32], out: &mut [f32]) -> Result<(), PolicyError> {
@@ -518,6 +602,25 @@ impl Decoder {
         }
     }
 }
+
+fn check_rows(pass: &Pass, rows: &[u32]) -> Result<(), PolicyError> {
+    let held = pass.sequences.rows();
+    match rows.iter().find(|row| **row as usize >= held) {
+        None => Ok(()),
+        Some(row) => Err(PolicyError::input(format!("row {row} of a forward pass over {held}"))),
+    }
+}
+
+fn must_have_kept(pass: &Pass) -> Result<(), PolicyError> {
+    if pass.keep == Keep::Nothing {
+        let told = "a backward pass over a forward pass that kept nothing";
+        return Err(PolicyError::input(told));
+    }
+    Ok(())
+}
+
+const ADAPTERS_ON_CPU: &str =
+    "low-rank adapters are computed on the CPU only: merge them into the model, or use the CPU";
 
 /// Positions the rotation table starts with.
 const FIRST_POSITIONS: usize = 64;

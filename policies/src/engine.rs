@@ -12,14 +12,15 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
-use rand::SeedableRng;
+use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
 
 use crate::TokenId;
 use crate::decoder::{CacheSpan, Decoder};
 use crate::error::PolicyError;
-use crate::inference::Inference;
+use crate::gpu::inference::RowDraw;
+use crate::inference::{Hidden, Inference};
 use crate::kv_cache::KvCache;
 use crate::sampling::{Completion, Draw, FinishReason, PolicyVersion, Request, draw};
 use crate::tokenizer::Tokenizer;
@@ -96,7 +97,7 @@ impl Engine {
         let slots = slots.max(1);
         let capacity = decoder.config().max_position_embeddings;
         Ok(Self {
-            cache: KvCache::new(decoder.config(), slots, capacity)?,
+            cache: KvCache::new(decoder, slots, capacity),
             decoder: decoder.clone(),
             version: 0,
             tokenizer,
@@ -114,8 +115,7 @@ impl Engine {
     /// error of [`step`](Self::step): see [`bytes_for`](Self::bytes_for).
     #[must_use]
     pub fn with_cache_bytes(mut self, bytes: usize) -> Self {
-        let blocks = bytes / KvCache::block_bytes(self.decoder.config()).max(1);
-        self.cache = self.cache.with_most_blocks(blocks);
+        self.cache = self.cache.with_most_bytes(bytes);
         self
     }
 
@@ -205,7 +205,7 @@ impl Engine {
                 .collect();
             let hidden = inference.extend(&mut self.cache, &spans)?;
             let drawn = self.rows_to_draw(&pieces)?;
-            finished.extend(self.draw_rows(&inference, &drawn, &hidden)?);
+            finished.extend(self.draw_rows(&mut inference, &drawn, &hidden)?);
             self.inference = Some(inference);
         }
         if self.live() == 0 && self.waiting.is_empty() {
@@ -365,40 +365,27 @@ impl Engine {
 
     fn draw_rows(
         &mut self,
-        inference: &Inference,
+        inference: &mut Inference,
         drawn: &[(usize, usize)],
-        hidden: &[f32],
+        hidden: &Hidden,
     ) -> Result<Vec<(u64, Completion)>, PolicyError> {
-        let vocabulary = self.decoder.config().vocab_size;
-        let logits = inference.logits(hidden);
-        if drawn.iter().any(|(_, row)| {
-            logits[row * vocabulary..(row + 1) * vocabulary].iter().any(|it| !it.is_finite())
-        }) {
-            return Err(PolicyError::NotFinite { what: "the logits" });
-        }
         let end_ids = self.tokenizer.end_ids();
         let mut rows = vec![None; self.slots.len()];
         for (slot, row) in drawn {
             rows[*slot] = Some(*row);
         }
-        let jobs: Vec<(usize, &mut Live, usize)> = self
-            .slots
-            .iter_mut()
-            .enumerate()
-            .filter_map(|(slot, live)| Some((slot, live.as_mut()?, rows[slot]?)))
-            .collect();
-        let draw_one = |(slot, live, row): (usize, &mut Live, usize)| -> (usize, Draw) {
-            let early = live.tokens.len() < live.request.params.min_tokens;
-            let forbidden = if early { end_ids } else { &[] };
-            let mut row = logits[row * vocabulary..(row + 1) * vocabulary].to_vec();
-            (slot, draw(&mut row, &live.request.params, forbidden, &mut live.stream))
+        let jobs =
+            self.slots.iter_mut().enumerate().filter_map(|(slot, live)| {
+                Some(Job { slot, live: live.as_mut()?, row: rows[slot]? })
+            });
+        // A device draws where no tail is cut off.
+        let on_device = |job: &Job<'_>| {
+            matches!(hidden, Hidden::Device(_)) && job.live.request.params.keeps_tail()
         };
-        // A tiny vocabulary is drawn faster than the work is handed out.
-        let draws: Vec<(usize, Draw)> = if vocabulary * jobs.len() < 1 << 15 {
-            jobs.into_iter().map(draw_one).collect()
-        } else {
-            jobs.into_par_iter().map(draw_one).collect()
-        };
+        let (on_device, on_host): (Vec<_>, Vec<_>) = jobs.partition(on_device);
+        let mut draws = draw_on_device(inference, hidden, on_device, end_ids)?;
+        draws.extend(draw_on_host(inference, hidden, on_host, end_ids)?);
+        draws.sort_unstable_by_key(|(slot, _)| *slot);
         self.sampled_tokens += draws.len() as u64;
         let mut finished = Vec::new();
         for (slot, drawn) in draws {
@@ -432,6 +419,80 @@ impl Engine {
         }
         Ok((live.tokens.len() >= live.limit).then_some(FinishReason::Length))
     }
+}
+
+/// A live reply whose next token is drawn from a row of hidden states.
+struct Job<'a> {
+    slot: usize,
+    live: &'a mut Live,
+    row: usize,
+}
+
+fn draw_on_host(
+    inference: &mut Inference,
+    hidden: &Hidden,
+    jobs: Vec<Job<'_>>,
+    end_ids: &[TokenId],
+) -> Result<Vec<(usize, Draw)>, PolicyError> {
+    if jobs.is_empty() {
+        return Ok(Vec::new());
+    }
+    // Replies that share a prompt share a row.
+    let mut rows: Vec<usize> = jobs.iter().map(|job| job.row).collect();
+    rows.sort_unstable();
+    rows.dedup();
+    let logits = inference.logits_of(hidden, &rows)?;
+    if logits.iter().any(|it| !it.is_finite()) {
+        return Err(PolicyError::NotFinite { what: "the logits" });
+    }
+    let vocabulary = logits.len() / rows.len();
+    let draw_one = |Job { slot, live, row }: Job<'_>| -> (usize, Draw) {
+        let early = live.tokens.len() < live.request.params.min_tokens;
+        let forbidden = if early { end_ids } else { &[] };
+        let index = rows.binary_search(&row).expect("every job's row is among them");
+        let mut row = logits[index * vocabulary..(index + 1) * vocabulary].to_vec();
+        (slot, draw(&mut row, &live.request.params, forbidden, &mut live.stream))
+    };
+    // A tiny vocabulary is drawn faster than the work is handed out.
+    Ok(if vocabulary * jobs.len() < 1 << 15 {
+        jobs.into_iter().map(draw_one).collect()
+    } else {
+        jobs.into_par_iter().map(draw_one).collect()
+    })
+}
+
+fn draw_on_device(
+    inference: &mut Inference,
+    hidden: &Hidden,
+    jobs: Vec<Job<'_>>,
+    end_ids: &[TokenId],
+) -> Result<Vec<(usize, Draw)>, PolicyError> {
+    if jobs.is_empty() {
+        return Ok(Vec::new());
+    }
+    let (slots, rows): (Vec<usize>, Vec<RowDraw>) = jobs
+        .into_iter()
+        .map(|Job { slot, live, row }| {
+            let temperature = live.request.params.temperature;
+            // As on the host: one number of the stream for each token, none when greedy.
+            let (inverse_temperature, uniform) = if temperature > 0.0 {
+                ((1.0 / temperature) as f32, live.stream.random())
+            } else {
+                (0.0, 0.0)
+            };
+            let early = live.tokens.len() < live.request.params.min_tokens;
+            (slot, RowDraw { row, inverse_temperature, uniform, early })
+        })
+        .unzip();
+    let drawn = inference.draw_on_device(hidden, &rows, end_ids)?;
+    slots
+        .into_iter()
+        .zip(drawn)
+        .map(|(slot, drawn)| match drawn {
+            Some(drawn) => Ok((slot, drawn)),
+            None => Err(PolicyError::NotFinite { what: "the logits" }),
+        })
+        .collect()
 }
 
 /// Whether the reply's newest token completed a stop text. Looks only at as many last tokens as

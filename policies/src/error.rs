@@ -62,6 +62,13 @@ pub enum PolicyError {
         what: &'static str,
     },
 
+    /// A GPU, its driver or its libraries failed.
+    #[error("GPU: {message}")]
+    Device {
+        /// What was tried, and the driver's words.
+        message: String,
+    },
+
     /// A model broke its contract (see [`crate::contract`]).
     #[error("contract broken: {message}")]
     Contract {
@@ -89,6 +96,11 @@ impl PolicyError {
 
     pub(crate) fn gradient(name: &str, problem: impl Into<String>) -> Self {
         Self::Gradient { name: name.to_owned(), problem: problem.into() }
+    }
+
+    /// A failure of a GPU.
+    pub fn device(message: impl Into<String>) -> Self {
+        Self::Device { message: message.into() }
     }
 
     pub(crate) fn contract(message: impl Into<String>) -> Self {

@@ -5,7 +5,9 @@
 //! shared block is copied when one of its sequences writes to it. A cache may be given a bound on
 //! its blocks; who uses it asks [`KvCache::blocks_needed`] before it writes.
 
+use crate::decoder::Decoder;
 use crate::error::PolicyError;
+use crate::gpu::cache::DeviceBlocks;
 use crate::model_config::ModelConfig;
 use crate::ops::attention::{BLOCK, Block, scatter};
 use crate::process::prefer_large_pages;
@@ -14,7 +16,7 @@ use crate::process::prefer_large_pages;
 const SLAB_BYTES: usize = 8 << 20;
 
 /// A cache of a fixed number of sequences, each of a bounded length.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct KvCache {
     layers: usize,
     kv_heads: usize,
@@ -23,44 +25,63 @@ pub struct KvCache {
     lengths: Vec<usize>,
     /// The blocks of each sequence, in the order of their positions.
     tables: Vec<Vec<usize>>,
-    /// Slabs of blocks, `(layers, kv_heads, 2, 32 * head_dim)` each: keys `(head_dim, 32)`, values
-    /// `(32, head_dim)`.
-    slabs: Vec<Vec<f32>>,
-    slab_blocks: usize,
+    storage: Storage,
     /// How many sequences hold each block; 0 is free.
     holders: Vec<u32>,
     free: Vec<usize>,
     most_blocks: usize,
 }
 
+#[derive(Debug)]
+enum Storage {
+    /// Slabs of blocks, `(layers, kv_heads, 2, 32 * head_dim)` each: keys `(head_dim, 32)`, values
+    /// `(32, head_dim)`.
+    Host {
+        slabs: Vec<Vec<f32>>,
+        slab_blocks: usize,
+    },
+    Device(DeviceBlocks),
+}
+
 impl KvCache {
-    /// An empty cache for models of this configuration: `slots` sequences of at most
-    /// `capacity` tokens each.
-    ///
-    /// # Errors
-    /// If the configuration is not one the decoder can run.
-    pub fn new(config: &ModelConfig, slots: usize, capacity: usize) -> Result<Self, PolicyError> {
-        let shape = config.shape()?;
-        Ok(Self {
+    /// An empty cache for a decoder, where it is: `slots` sequences of at most `capacity` tokens
+    /// each.
+    pub fn new(decoder: &Decoder, slots: usize, capacity: usize) -> Self {
+        let shape = decoder.shape();
+        let block_size = shape.layers * 2 * BLOCK * shape.kv_width();
+        let storage = match decoder.device() {
+            Some(device) => Storage::Device(DeviceBlocks::new(device, block_size)),
+            None => {
+                let slab_blocks = (SLAB_BYTES / Self::block_bytes(decoder.config())).max(1);
+                Storage::Host { slabs: Vec::new(), slab_blocks }
+            }
+        };
+        Self {
             layers: shape.layers,
             kv_heads: shape.kv_heads,
             head_dim: shape.head_dim,
             capacity,
             lengths: vec![0; slots],
             tables: vec![Vec::new(); slots],
-            slabs: Vec::new(),
-            slab_blocks: (SLAB_BYTES / Self::block_bytes(config)).max(1),
+            storage,
             holders: Vec::new(),
             free: Vec::new(),
             most_blocks: usize::MAX,
-        })
+        }
     }
 
-    /// Bounds the blocks that may exist at once.
+    /// Bounds the blocks that may exist at once to what fits into so many bytes.
     #[must_use]
-    pub fn with_most_blocks(mut self, blocks: usize) -> Self {
-        self.most_blocks = blocks;
-        self.slab_blocks = self.slab_blocks.min(blocks).max(1);
+    pub fn with_most_bytes(mut self, bytes: usize) -> Self {
+        let block_bytes = match &self.storage {
+            Storage::Host { .. } => self.block_size() * size_of::<f32>(),
+            Storage::Device(blocks) => blocks.block_bytes(),
+        };
+        let most = bytes / block_bytes.max(1);
+        self.most_blocks = most;
+        if let Storage::Host { slab_blocks, .. } = &mut self.storage {
+            *slab_blocks = (*slab_blocks).min(most).max(1);
+        }
         self
     }
 
@@ -156,7 +177,20 @@ impl KvCache {
 
     /// Bytes of memory taken for keys and values, free blocks included.
     pub fn bytes(&self) -> usize {
-        self.slabs.iter().map(|slab| slab.len() * size_of::<f32>()).sum()
+        match &self.storage {
+            Storage::Host { slabs, .. } => {
+                slabs.iter().map(|slab| slab.len() * size_of::<f32>()).sum()
+            }
+            Storage::Device(blocks) => blocks.bytes(),
+        }
+    }
+
+    /// The blocks on a device, if that is where they are.
+    pub(crate) fn on_device(&self) -> Option<&DeviceBlocks> {
+        match &self.storage {
+            Storage::Host { .. } => None,
+            Storage::Device(blocks) => Some(blocks),
+        }
     }
 
     /// Whether this cache was made for a model of these sizes.
@@ -166,26 +200,38 @@ impl KvCache {
 
     /// Makes room for `tokens` more in a slot and counts them as held.
     ///
+    /// # Errors
+    /// If a device has no memory for more blocks.
+    ///
     /// # Panics
     /// If too few blocks are free.
-    pub(crate) fn grow(&mut self, slot: usize, tokens: usize) {
+    pub(crate) fn grow(&mut self, slot: usize, tokens: usize) -> Result<(), PolicyError> {
         let length = self.lengths[slot];
         if !length.is_multiple_of(BLOCK) {
             let last = self.tables[slot].len() - 1;
             let shared = self.tables[slot][last];
             if self.holders[shared] > 1 {
-                let own = self.take();
-                let copied = self.values(shared).to_vec();
-                self.values_mut(own).copy_from_slice(&copied);
+                let own = self.take()?;
+                self.copy_block(shared, own)?;
                 self.release(shared);
                 self.tables[slot][last] = own;
             }
         }
         for _ in self.tables[slot].len()..(length + tokens).div_ceil(BLOCK) {
-            let block = self.take();
+            let block = self.take()?;
             self.tables[slot].push(block);
         }
         self.lengths[slot] += tokens;
+        Ok(())
+    }
+
+    fn copy_block(&mut self, from: usize, to: usize) -> Result<(), PolicyError> {
+        if let Storage::Device(blocks) = &self.storage {
+            return blocks.copy_block(from, to);
+        }
+        let copied = self.values(from).to_vec();
+        self.values_mut(to).copy_from_slice(&copied);
+        Ok(())
     }
 
     /// Writes the keys and values, `(tokens, kv_heads * head_dim)`, of a slot's last tokens.
@@ -227,31 +273,45 @@ impl KvCache {
     }
 
     fn values(&self, block: usize) -> &[f32] {
-        let (size, place) = (self.block_size(), block % self.slab_blocks);
-        &self.slabs[block / self.slab_blocks][place * size..(place + 1) * size]
+        let size = self.block_size();
+        let Storage::Host { slabs, slab_blocks } = &self.storage else { return &[] };
+        let place = block % slab_blocks;
+        &slabs[block / slab_blocks][place * size..(place + 1) * size]
     }
 
     fn values_mut(&mut self, block: usize) -> &mut [f32] {
-        let (size, place) = (self.block_size(), block % self.slab_blocks);
-        &mut self.slabs[block / self.slab_blocks][place * size..(place + 1) * size]
+        let size = self.block_size();
+        let Storage::Host { slabs, slab_blocks } = &mut self.storage else { return &mut [] };
+        let place = block % *slab_blocks;
+        &mut slabs[block / *slab_blocks][place * size..(place + 1) * size]
     }
 
-    fn take(&mut self) -> usize {
-        let block = self.free.pop().unwrap_or_else(|| {
-            let block = self.holders.len();
-            assert!(block < self.most_blocks, "free blocks were counted before");
-            if block == self.slabs.len() * self.slab_blocks {
-                let size = self.slab_blocks * self.block_size();
-                let mut slab = Vec::with_capacity(size);
-                prefer_large_pages(&mut slab);
-                slab.resize(size, 0.0);
-                self.slabs.push(slab);
-            }
-            self.holders.push(0);
-            block
-        });
+    fn take(&mut self) -> Result<usize, PolicyError> {
+        let block = match self.free.pop() {
+            Some(block) => block,
+            None => self.new_block()?,
+        };
         self.holders[block] = 1;
-        block
+        Ok(block)
+    }
+
+    fn new_block(&mut self) -> Result<usize, PolicyError> {
+        let block = self.holders.len();
+        assert!(block < self.most_blocks, "free blocks were counted before");
+        let size = self.block_size();
+        match &mut self.storage {
+            Storage::Host { slabs, slab_blocks } => {
+                if block == slabs.len() * *slab_blocks {
+                    let mut slab = Vec::with_capacity(*slab_blocks * size);
+                    prefer_large_pages(&mut slab);
+                    slab.resize(*slab_blocks * size, 0.0);
+                    slabs.push(slab);
+                }
+            }
+            Storage::Device(blocks) => blocks.reserve(block + 1, self.most_blocks)?,
+        }
+        self.holders.push(0);
+        Ok(block)
     }
 
     fn release(&mut self, block: usize) {

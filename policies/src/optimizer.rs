@@ -24,16 +24,21 @@ use serde::{Deserialize, Serialize};
 
 use crate::checkpoint;
 use crate::error::PolicyError;
+use crate::gpu::gradients::DeviceGradients;
+use crate::gpu::optimizer::DeviceMoments;
+use crate::gpu::weights::Resident;
 use crate::layer::Named;
 use crate::ops::matmul::Output;
 use crate::parameters::Parameters;
 
 /// The optimizer and its moments.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct AdamW {
     config: AdamWConfig,
     step: u64,
     moments: BTreeMap<String, Moments>,
+    /// Those of a decoder that is on a device.
+    device: DeviceMoments,
 }
 
 /// Settings of [`AdamW`]; the learning rate comes with each step.
@@ -99,8 +104,12 @@ struct Moments {
 
 /// Gradients of every parameter, summed over micro-batches in the order they were added. Keeps
 /// its memory from one update to the next.
-#[derive(Clone, Debug, Default)]
-pub struct GradientSet(BTreeMap<String, Gradient>);
+#[derive(Debug, Default)]
+pub struct GradientSet {
+    held: BTreeMap<String, Gradient>,
+    /// Those of a decoder that is on a device.
+    device: DeviceGradients,
+}
 
 /// The gradient of one parameter.
 #[derive(Clone, Debug, Default)]
@@ -145,12 +154,13 @@ impl GradientSet {
 
     /// Forgets what was added and keeps the memory.
     pub fn reset(&mut self) {
-        self.0.values_mut().for_each(|gradient| gradient.holds = false);
+        self.held.values_mut().for_each(|gradient| gradient.holds = false);
+        self.device.reset();
     }
 
     /// Takes a parameter's gradient out, to be added to and [put](Self::put) back.
     pub(crate) fn take(&mut self, name: &str, parameter: &Tensor) -> Gradient {
-        match self.0.get_mut(name) {
+        match self.held.get_mut(name) {
             Some(gradient) => std::mem::take(gradient),
             None => Gradient {
                 dims: parameter.dims().to_vec(),
@@ -161,9 +171,9 @@ impl GradientSet {
     }
 
     pub(crate) fn put(&mut self, name: &str, gradient: Gradient) {
-        match self.0.get_mut(name) {
+        match self.held.get_mut(name) {
             Some(place) => *place = gradient,
-            None => drop(self.0.insert(name.to_owned(), gradient)),
+            None => drop(self.held.insert(name.to_owned(), gradient)),
         }
     }
 
@@ -185,22 +195,38 @@ impl GradientSet {
 
     /// Multiplies every gradient, say by 1 / the number of tokens.
     pub fn scale(&mut self, factor: f32) {
-        for gradient in self.0.values_mut() {
+        for gradient in self.held.values_mut() {
             gradient.values.par_iter_mut().with_min_len(CHUNK).for_each(|value| *value *= factor);
         }
     }
 
     /// The gradient of the named parameter, if anything was added to it.
     pub fn get(&self, name: &str) -> Option<&[f32]> {
-        self.0.get(name).filter(|it| it.holds).map(|it| it.values.as_slice())
+        self.held.get(name).filter(|it| it.holds).map(|it| it.values.as_slice())
     }
 
     /// Names and gradients, in the order of the names.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &[f32])> {
-        self.0
+        self.held
             .iter()
             .filter(|(_, it)| it.holds)
             .map(|(name, gradient)| (name.as_str(), gradient.values.as_slice()))
+    }
+
+    /// Those that are on a device, copied to the host.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn read_back(&self) -> Result<BTreeMap<String, Vec<f32>>, PolicyError> {
+        self.device.iter().map(|(name, it)| Ok((name.to_owned(), it.read()?))).collect()
+    }
+
+    pub(crate) fn on_device(&self) -> &DeviceGradients {
+        &self.device
+    }
+
+    pub(crate) fn device_mut(&mut self) -> &mut DeviceGradients {
+        &mut self.device
     }
 
     /// Whether nothing was added yet.
@@ -228,7 +254,7 @@ impl GradientSet {
 impl AdamW {
     /// An optimizer that has seen nothing.
     pub fn new(config: AdamWConfig) -> Self {
-        Self { config, step: 0, moments: BTreeMap::new() }
+        Self { config, step: 0, moments: BTreeMap::new(), device: DeviceMoments::default() }
     }
 
     /// The settings.
@@ -264,11 +290,7 @@ impl AdamW {
             }
         }
         let grad_norm = gradients.norm()?;
-        let clip_scale = match self.config.clip_norm {
-            Some(limit) => (limit / (grad_norm + CLIP_FLOOR)).min(1.0),
-            None => 1.0,
-        };
-        let AdamWConfig { beta1, beta2, eps, weight_decay, decay, .. } = self.config;
+        let clip_scale = self.clip_scale(grad_norm);
         let step = self.step + 1;
         let mut update_square = 0.0;
         for (name, variable) in parameters.iter() {
@@ -278,19 +300,7 @@ impl AdamW {
                 .moments
                 .entry(name.to_owned())
                 .or_insert_with(|| Moments { mean: vec![0.0; count], square: vec![0.0; count] });
-            let decays = decay == DecayTargets::All || variable.rank() == 2;
-            let lambda = if decays { weight_decay } else { 0.0 };
-            let update = Update {
-                keep: (1.0 - learning_rate * lambda) as f32,
-                clip_scale: clip_scale as f32,
-                beta1: beta1 as f32,
-                beta2: beta2 as f32,
-                mean_share: (1.0 - beta1) as f32,
-                square_share: (1.0 - beta2) as f32,
-                rate: (learning_rate / (1.0 - beta1.powi(step as i32))) as f32,
-                square_root_correction: (1.0 - beta2.powi(step as i32)).sqrt() as f32,
-                eps: eps as f32,
-            };
+            let update = self.config.update(variable.rank(), step, clip_scale, learning_rate);
             let fused = FusedUpdate { update, gradient, moments: Mutex::new((moments, 0.0)) };
             variable.inplace_op1(&fused)?;
             update_square += fused.moments.lock().unwrap_or_else(PoisonError::into_inner).1;
@@ -299,18 +309,49 @@ impl AdamW {
         Ok(StepReport { grad_norm, clip_scale, update_norm: update_square.sqrt(), step })
     }
 
+    /// The same for a decoder that is on a device.
+    pub(crate) fn step_on(
+        &mut self,
+        resident: &Resident,
+        gradients: &DeviceGradients,
+        learning_rate: f64,
+    ) -> Result<StepReport, PolicyError> {
+        let grad_norm = gradients.norm(resident)?;
+        let clip_scale = self.clip_scale(grad_norm);
+        let step = self.step + 1;
+        for (name, Moments { mean, square }) in std::mem::take(&mut self.moments) {
+            self.device.put(&resident.device, &name, &mean, &square)?;
+        }
+        let config = &self.config;
+        let update_norm = self.device.step(resident, gradients, |parameter| {
+            config.update(parameter.dims.len(), step, clip_scale, learning_rate)
+        })?;
+        self.step = step;
+        Ok(StepReport { grad_norm, clip_scale, update_norm, step })
+    }
+
+    fn clip_scale(&self, grad_norm: f64) -> f64 {
+        match self.config.clip_norm {
+            Some(limit) => (limit / (grad_norm + CLIP_FLOOR)).min(1.0),
+            None => 1.0,
+        }
+    }
+
     /// Writes moments and step count as one safetensors file.
     ///
     /// # Errors
     /// If the file cannot be written.
     pub fn save(&self, path: &Path) -> Result<(), PolicyError> {
-        let tensors: Vec<_> = self
+        let on_host = self
             .moments
             .iter()
-            .flat_map(|(name, Moments { mean, square })| {
+            .map(|(name, Moments { mean, square })| (name.clone(), mean.clone(), square.clone()));
+        let tensors: Vec<_> = on_host
+            .chain(self.device.read()?)
+            .flat_map(|(name, mean, square)| {
                 [
-                    (format!("{name}{MEAN}"), vec![mean.len()], mean.clone()),
-                    (format!("{name}{SQUARE}"), vec![square.len()], square.clone()),
+                    (format!("{name}{MEAN}"), vec![mean.len()], mean),
+                    (format!("{name}{SQUARE}"), vec![square.len()], square),
                 ]
             })
             .collect();
@@ -348,7 +389,7 @@ impl AdamW {
             }
             moments.insert(name.to_owned(), Moments { mean, square });
         }
-        Ok(Self { config, step, moments })
+        Ok(Self { config, step, moments, device: DeviceMoments::default() })
     }
 }
 
@@ -409,17 +450,38 @@ impl Schedule {
 }
 
 /// The scalars of one tensor's step.
-#[derive(Clone, Copy)]
-struct Update {
-    keep: f32,
-    clip_scale: f32,
-    beta1: f32,
-    beta2: f32,
-    mean_share: f32,
-    square_share: f32,
-    rate: f32,
-    square_root_correction: f32,
-    eps: f32,
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Update {
+    /// What decay leaves of a weight.
+    pub keep: f32,
+    pub clip_scale: f32,
+    pub beta1: f32,
+    pub beta2: f32,
+    pub mean_share: f32,
+    pub square_share: f32,
+    pub rate: f32,
+    pub square_root_correction: f32,
+    pub eps: f32,
+}
+
+impl AdamWConfig {
+    /// The scalars of step `step` (the first is 1) for a tensor of `rank` axes.
+    fn update(&self, rank: usize, step: u64, clip_scale: f64, learning_rate: f64) -> Update {
+        let Self { beta1, beta2, eps, weight_decay, decay, .. } = *self;
+        let decays = decay == DecayTargets::All || rank == 2;
+        let lambda = if decays { weight_decay } else { 0.0 };
+        Update {
+            keep: (1.0 - learning_rate * lambda) as f32,
+            clip_scale: clip_scale as f32,
+            beta1: beta1 as f32,
+            beta2: beta2 as f32,
+            mean_share: (1.0 - beta1) as f32,
+            square_share: (1.0 - beta2) as f32,
+            rate: (learning_rate / (1.0 - beta1.powi(step as i32))) as f32,
+            square_root_correction: (1.0 - beta2.powi(step as i32)).sqrt() as f32,
+            eps: eps as f32,
+        }
+    }
 }
 
 /// The step of one tensor as an in-place operation: candle's way to a variable's storage.

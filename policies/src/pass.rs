@@ -3,6 +3,7 @@
 //! A pass owns every buffer it needs and keeps them, so that a learner that uses one pass for all
 //! its micro-batches allocates for the largest only once.
 
+use crate::gpu::pass::DevicePass;
 use crate::layer::{Activations, PackedLayer, Scratch};
 use crate::ops::token_logprobs::Scored;
 use crate::packed::PackedSequences;
@@ -42,6 +43,8 @@ pub struct Pass {
     pub(crate) scored: Scored,
     pub(crate) d_hidden: Vec<f32>,
     pub(crate) g: Vec<f32>,
+    /// The same where the decoder is on a device.
+    pub(crate) device: DevicePass,
 }
 
 impl Pass {

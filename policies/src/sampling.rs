@@ -58,7 +58,7 @@ impl SamplingParams {
         self.keeps_tail() && self.min_tokens == 0
     }
 
-    fn keeps_tail(&self) -> bool {
+    pub(crate) fn keeps_tail(&self) -> bool {
         self.top_k == 0 && self.top_p >= 1.0 && self.min_p <= 0.0
     }
 }

@@ -119,7 +119,9 @@ fn logits(decoder: &Decoder, sequences: &PackedSequences) -> Vec<f64> {
     decoder.forward(&mut pass, sequences).unwrap();
     let rows: Vec<u32> = (0..sequences.rows() as u32).collect();
     let hidden = decoder.hidden(&mut pass, &rows).unwrap().to_vec();
-    wide(&Inference::new(decoder).unwrap().logits(&hidden))
+    let mut inference = Inference::new(decoder).unwrap();
+    let hidden = inference.hidden(hidden).unwrap();
+    wide(&inference.logits(&hidden).unwrap())
 }
 
 fn floats(tensor: &Tensor) -> Vec<f64> {
@@ -220,14 +222,14 @@ fn sequences_need_no_padding() {
 fn greedy_continuation_through_the_cache_matches() {
     for Case { name, decoder, reference, .. } in cases() {
         let Greedy { prompt, new_ids } = &reference.greedy;
-        let mut cache = KvCache::new(decoder.config(), 1, 64).unwrap();
+        let mut cache = KvCache::new(&decoder, 1, 64);
         let mut inference = Inference::new(&decoder).unwrap();
         let mut next = prompt.clone();
         let mut found = Vec::new();
         while found.len() < new_ids.len() {
             let spans = [CacheSpan { slot: 0, tokens: &next }];
             let hidden = inference.extend(&mut cache, &spans).unwrap();
-            let logits = inference.logits(&hidden);
+            let logits = inference.logits(&hidden).unwrap();
             let best = (0..logits.len()).max_by(|a, b| logits[*a].total_cmp(&logits[*b])).unwrap();
             found.push(best as TokenId);
             next = vec![best as TokenId];

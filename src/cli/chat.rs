@@ -32,7 +32,7 @@ pub struct ChatArgs {
 /// `tallow chat`.
 pub fn chat(args: &ChatArgs, common: &Common) -> Result<(), Error> {
     let params = args.sampling.params()?;
-    let mut conversation = Conversation::new(load(&args.model)?)?;
+    let mut conversation = Conversation::new(load(&args.model, common)?)?;
     let mut editor = rustyline::DefaultEditor::new()
         .map_err(|e| Error::Data(format!("cannot read from the terminal: {e}")))?;
     let seed = Seed(common.seed.unwrap_or(DEFAULT_SEED));
@@ -73,7 +73,7 @@ struct Conversation {
 impl Conversation {
     fn new(model: Loaded) -> Result<Self, Error> {
         let config = model.decoder.config();
-        let cache = KvCache::new(config, 1, config.max_position_embeddings)?;
+        let cache = KvCache::new(&model.decoder, 1, config.max_position_embeddings);
         let inference = Inference::new(&model.decoder)?;
         Ok(Self { model, inference, cache, tokens: Vec::new() })
     }
@@ -112,7 +112,7 @@ impl Conversation {
             let new = &self.tokens[self.cache.len(0)..];
             let span = CacheSpan { slot: 0, tokens: new };
             let hidden = self.inference.extend(&mut self.cache, &[span])?;
-            let mut logits = self.inference.logits(&hidden);
+            let mut logits = self.inference.logits(&hidden)?;
             if logits.iter().any(|it| !it.is_finite()) {
                 return Err(PolicyError::NotFinite { what: "the logits" }.into());
             }

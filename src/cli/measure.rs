@@ -88,7 +88,10 @@ struct ModelArgs {
 
 /// `tallow bench`.
 pub fn bench(args: &BenchArgs, common: &Common) -> Result<(), Error> {
-    let load = |model: &ModelArgs| BenchModel::load(&model.model, model.random_init, common.seed);
+    let device = common.open_device()?;
+    let load = |model: &ModelArgs| {
+        BenchModel::load(&model.model, model.random_init, common.seed, device.clone())
+    };
     let line = match &args.what {
         What::Grpo { model, prompts, group, prompt_tokens, new_tokens, steps, lora_rank } => {
             let work = bench::GrpoWork {

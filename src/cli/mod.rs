@@ -13,9 +13,11 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
+use tallow_policies::gpu::{Device, Precision};
 use tallow_verifiers::ConfigFault;
 
 use crate::config::problem::Paint;
+use crate::device::DeviceName;
 use crate::error::Error;
 use crate::registry::Registry;
 
@@ -41,6 +43,15 @@ pub struct Common {
         value_name = "auto|cpu|cuda[:N]"
     )]
     device: String,
+    /// What weights and activations are stored as on a GPU; default: bf16. The CPU uses f32.
+    #[arg(
+        long,
+        global = true,
+        help_heading = "Common options",
+        value_name = "f32|bf16",
+        value_parser = precision
+    )]
+    dtype: Option<Precision>,
     /// Threads for tensors, verification and rollouts; default: one for each core.
     #[arg(long, global = true, help_heading = "Common options", value_name = "N")]
     threads: Option<usize>,
@@ -62,6 +73,14 @@ impl Common {
     /// Threads to use.
     pub fn threads(&self) -> usize {
         self.threads.unwrap_or_else(cores).max(1)
+    }
+
+    /// Opens the device to compute on; none is the CPU.
+    ///
+    /// # Errors
+    /// If there is no such device.
+    pub fn open_device(&self) -> Result<Option<Device>, Error> {
+        DeviceName::parse(&self.device)?.open(self.dtype)
     }
 }
 
@@ -110,7 +129,7 @@ pub fn main(registry: Registry) -> ExitCode {
 
 fn dispatch(cli: Cli, registry: &Registry) -> Result<(), Error> {
     let common = &cli.common;
-    check_device(&common.device)?;
+    DeviceName::parse(&common.device)?;
     set_threads(common.threads())?;
     match cli.verb {
         Verb::Run(args) => run::run(&args, common, registry),
@@ -131,17 +150,11 @@ fn dispatch(cli: Cli, registry: &Registry) -> Result<(), Error> {
     }
 }
 
-fn check_device(device: &str) -> Result<(), Error> {
-    match device {
-        "auto" | "cpu" => Ok(()),
-        other if other == "cuda" || other.starts_with("cuda:") => Err(Error::usage(
-            format!("--device {other}: this build computes on the CPU only"),
-            "use --device cpu, or leave it out",
-        )),
-        other => Err(Error::usage(
-            format!("--device {other} is not a device"),
-            "use auto, cpu, cuda or cuda:N",
-        )),
+fn precision(text: &str) -> Result<Precision, String> {
+    match text {
+        "f32" => Ok(Precision::F32),
+        "bf16" => Ok(Precision::Bf16),
+        _ => Err("expected f32 or bf16".to_owned()),
     }
 }
 

@@ -202,8 +202,9 @@ pub struct Loaded {
 /// Loads a model.
 ///
 /// # Errors
-/// If there is none, or a file of it is missing or damaged.
-pub fn load(args: &ModelArgs) -> Result<Loaded, Error> {
+/// If there is none, or a file of it is missing or damaged, or the device cannot be opened.
+pub fn load(args: &ModelArgs, common: &Common) -> Result<Loaded, Error> {
+    let device = common.open_device()?;
     let state = ModelState::load(&model_folder(&args.model)?)?;
     let tokenizer = state.tokenizer()?;
     let decoder = state.decoder.ok_or_else(|| Error::Data("the folder has no weights".into()))?;
@@ -212,6 +213,10 @@ pub fn load(args: &ModelArgs) -> Result<Loaded, Error> {
         None => decoder,
     };
     check_fit(&decoder, &tokenizer)?;
+    let decoder = match &device {
+        Some(device) => decoder.on(device)?,
+        None => decoder,
+    };
     let template_options = match options(&args.template_option)? {
         Value::Object(options) => options,
         _ => TemplateOptions::new(),
@@ -227,7 +232,7 @@ pub fn generate(args: &GenerateArgs, common: &Common) -> Result<(), Error> {
     let seed = Seed(common.seed.unwrap_or(DEFAULT_SEED));
     let params = Arc::new(args.sampling.params()?);
     let output = Output::open(args.out.as_deref())?;
-    let loaded = load(&args.model)?;
+    let loaded = load(&args.model, common)?;
     let mut prompts = Vec::with_capacity(rows.len());
     for (line, row) in &rows {
         let ids =
@@ -355,7 +360,7 @@ fn check_ids(ids: &[TokenId], loaded: &Loaded) -> Result<(), Error> {
 /// `tallow score`.
 pub fn score(args: &ScoreArgs, common: &Common) -> Result<(), Error> {
     let output = Output::open(args.out.as_deref())?;
-    let loaded = load(&args.model)?;
+    let loaded = load(&args.model, common)?;
     let mut sequences = Vec::new();
     let mut bytes = Vec::new();
     for (line, row) in read_jsonl(&args.data)? {
@@ -447,7 +452,7 @@ pub fn eval(args: &EvalArgs, common: &Common, registry: &Registry) -> Result<(),
     }
     refuse_flags(config.faults())?;
     refuse_flags(sampling::faults(&sampling))?;
-    let loaded = load(&args.model)?;
+    let loaded = load(&args.model, common)?;
     let limits = PoolLimits {
         threads: common.threads(),
         slots: SLOTS,

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use tallow_policies::ModelConfig;
+use tallow_policies::gpu::Device;
 
 use super::{Common, say};
 use crate::config::document::resolved_toml;
@@ -51,10 +52,11 @@ pub fn run(args: &RunArgs, common: &Common, registry: &Registry) -> Result<(), E
     if args.dry_run {
         let toml = resolved_toml(&experiment.resolved())
             .map_err(|e| Error::Data(format!("resolved configuration: {e}")))?;
-        say(&format!("{toml}\n{}", plans(&experiment)?));
+        say(&format!("{toml}\n{}", plans(&experiment, None)?));
         return Ok(());
     }
-    let text = plans(&experiment)?;
+    let device = common.open_device()?;
+    let text = plans(&experiment, device.as_ref())?;
     let out = args.out.clone().unwrap_or_else(|| PathBuf::from("runs").join(&experiment.name));
     run_experiment(
         &experiment,
@@ -63,6 +65,7 @@ pub fn run(args: &RunArgs, common: &Common, registry: &Registry) -> Result<(), E
             resume: args.resume,
             quiet: common.quiet || common.json,
             threads: common.threads(),
+            device,
             plan: text,
             command: std::env::args().collect(),
         },
@@ -72,7 +75,7 @@ pub fn run(args: &RunArgs, common: &Common, registry: &Registry) -> Result<(), E
 /// `tallow check`.
 pub fn check(args: &CheckArgs, common: &Common, registry: &Registry) -> Result<(), Error> {
     let experiment = read(&args.config, &args.set, common, registry)?;
-    let text = plans(&experiment)?;
+    let text = plans(&experiment, None)?;
     if !common.quiet {
         say(&format!("{text}{}: no problems", args.config.display()));
     }
@@ -93,11 +96,11 @@ fn read(
 }
 
 /// The batch table and the memory plan of every run; refuses what cannot fit.
-fn plans(experiment: &Experiment) -> Result<String, Error> {
+fn plans(experiment: &Experiment, device: Option<&Device>) -> Result<String, Error> {
     let mut text = String::new();
     let mut shown: Option<(&str, String)> = None;
     for run in &experiment.runs {
-        let plan = plan_of(run)?;
+        let plan = plan_of(run, device)?;
         let name = run.variant.as_ref().map_or("", |it| it.name.as_str());
         if let Some((same, _)) = shown.as_ref().filter(|it| it.1 == plan) {
             text.push_str(&format!("variant {name}: as {same}\n"));
@@ -113,7 +116,7 @@ fn plans(experiment: &Experiment) -> Result<String, Error> {
 }
 
 /// The batch table and the memory plan of one run.
-fn plan_of(run: &RunPlan) -> Result<String, Error> {
+fn plan_of(run: &RunPlan, device: Option<&Device>) -> Result<String, Error> {
     let mut text = String::new();
     let model = model_of(run)?;
     for plan in &run.stages {
@@ -122,6 +125,15 @@ fn plan_of(run: &RunPlan) -> Result<String, Error> {
             text.push_str(&format!("    {name:<34}{value:>14}\n"));
         }
         let Some(demand) = plan.stage.demand(&run.model) else { continue };
+        if device.is_some() && demand.lora.is_some() {
+            return Err(Error::usage(
+                format!(
+                    "stage `{}` trains adapters, which are computed on the CPU only",
+                    plan.name
+                ),
+                "use --device cpu, or leave optimizer.lora out",
+            ));
+        }
         let memory = MemoryPlan::new(&model, &demand)?;
         for (name, bytes) in [
             ("memory: weights", memory.weights),
@@ -135,7 +147,12 @@ fn plan_of(run: &RunPlan) -> Result<String, Error> {
                 text.push_str(&format!("    {name:<34}{:>14}\n", human_bytes(bytes)));
             }
         }
-        let Some(available) = available_bytes() else { continue };
+        let available = match device {
+            // A GPU in bf16 needs less than the plan, which is for f32.
+            Some(device) => Some(device.memory()?.0),
+            None => available_bytes(),
+        };
+        let Some(available) = available else { continue };
         match memory.cache_within(available) {
             Some(cache) if cache < memory.cache => {
                 let (name, cache) = ("memory: cache bounded to what is free", human_bytes(cache));

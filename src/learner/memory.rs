@@ -4,7 +4,7 @@
 //! batches are as full as the settings allow. The cache of keys and values gives way first: a run
 //! whose cache does not fit is given less, and its replies wait for each other.
 
-use tallow_policies::{Engine, LoraConfig, ModelConfig, PolicyError};
+use tallow_policies::{Decoder, Engine, LoraConfig, ModelConfig, PolicyError};
 
 /// What is asked of the machine.
 #[derive(Clone, Debug, Default)]
@@ -145,13 +145,26 @@ impl MemoryPlan {
     }
 }
 
-/// The bound to give a cache, so that the stage fits into what is free now; `None` where nothing
-/// needs bounding.
+/// The bound to give a decoder's cache, so that the stage fits into what is free now; `None` where
+/// nothing needs bounding.
 ///
 /// # Errors
-/// If the model's configuration contradicts itself.
-pub fn cache_bound(model: &ModelConfig, demand: &Demand) -> Result<Option<usize>, PolicyError> {
-    let plan = MemoryPlan::new(model, demand)?;
+/// If the model's configuration contradicts itself, or a GPU does not say what is free.
+pub fn cache_bound(decoder: &Decoder, demand: &Demand) -> Result<Option<usize>, PolicyError> {
+    let plan = MemoryPlan::new(decoder.config(), demand)?;
+    if let Some(device) = decoder.device() {
+        // The weights are there already. What is planned in f32 is an upper bound of the rest, and
+        // the allocator and the products' library want some.
+        let elements = device.precision().bytes() as u64;
+        let others = plan.training_state + plan.activations;
+        let available = device.memory()?.0.saturating_sub(others) / 10 * 9;
+        let unbounded =
+            MemoryPlan::new(decoder.config(), &Demand { cache_bytes: None, ..demand.clone() })?;
+        let wanted = demand.cache_bytes.unwrap_or(u64::MAX);
+        let cache = wanted.min(unbounded.cache / F32 * elements);
+        let least = plan.least_cache / F32 * elements;
+        return Ok(usize::try_from(cache.min(available.max(least))).ok());
+    }
     let fits = available_bytes().and_then(|available| plan.cache_within(available));
     let bound = fits.filter(|cache| *cache < plan.cache).or(demand.cache_bytes);
     Ok(bound.and_then(|bytes| usize::try_from(bytes).ok()))

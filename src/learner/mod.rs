@@ -453,12 +453,11 @@ impl Learner {
     fn step(&mut self) -> Result<Metrics, Error> {
         let factor = self.config.schedule.factor(self.steps, self.total_steps);
         let rate = self.config.learning_rate * factor;
-        let parameters = self.decoder.trainable();
-        let report =
-            self.optimizer.step(parameters, &self.gradients, rate).map_err(|e| match e {
-                PolicyError::Gradient { .. } => Error::Diverged(e.to_string()),
-                other => other.into(),
-            })?;
+        let stepped = self.decoder.step(&mut self.optimizer, &self.gradients, rate);
+        let report = stepped.map_err(|e| match e {
+            PolicyError::Gradient { .. } => Error::Diverged(e.to_string()),
+            other => other.into(),
+        })?;
         if !report.update_norm.is_finite() {
             let told = format!("a step of {} on the weights is no number", report.update_norm);
             return Err(Error::Diverged(told));

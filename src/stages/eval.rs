@@ -130,7 +130,7 @@ impl Stage for EvalStage {
     fn run(&self, mut start: ModelState, run: &mut StageRun<'_>) -> Result<ModelState, Error> {
         let config = &self.config;
         let tokenizer = start.tokenizer()?;
-        let decoder = start.decoder(run.model(), run.run_seed())?;
+        let decoder = start.decoder(run.model(), run.run_seed(), run.device())?;
         let options = run.model().chat_template_kwargs.clone();
         let renderer = Arc::new(Renderer::with_options(Arc::clone(&tokenizer), options)?);
         let mut pool = RolloutPool::new(

@@ -194,7 +194,7 @@ impl Stage for NextTokenStage {
 
     fn run(&self, mut start: ModelState, run: &mut StageRun<'_>) -> Result<ModelState, Error> {
         let tokenizer = start.tokenizer()?;
-        let decoder = start.decoder(run.model(), run.run_seed())?;
+        let decoder = start.decoder(run.model(), run.run_seed(), run.device())?;
         let context = self.sequence_tokens(decoder.config().max_position_embeddings);
         let options = run.model().chat_template_kwargs.clone();
         let renderer = Arc::new(Renderer::with_options(Arc::clone(&tokenizer), options)?);

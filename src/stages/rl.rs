@@ -601,7 +601,7 @@ impl Stage for RlStage {
         let config = &self.config;
         let algorithm = (self.algorithm)();
         let tokenizer = start.tokenizer()?;
-        let decoder = start.decoder(run.model(), run.run_seed())?;
+        let decoder = start.decoder(run.model(), run.run_seed(), run.device())?;
         let options = run.model().chat_template_kwargs.clone();
         let renderer = Arc::new(Renderer::with_options(Arc::clone(&tokenizer), options)?);
         let updates = config.steps * (config.epochs * config.minibatches) as u64;
@@ -616,11 +616,9 @@ impl Stage for RlStage {
             first = checkpoint.step;
             evaluated = state.evaluated;
         }
-        let model = learner.decoder().config();
+        let context = learner.decoder().config().max_position_embeddings;
         let cache_bytes = match self.demand(run.model()) {
-            Some(demand) => {
-                cache_bound(model, &Demand { context: model.max_position_embeddings, ..demand })?
-            }
+            Some(demand) => cache_bound(learner.decoder(), &Demand { context, ..demand })?,
             None => None,
         };
         let mut pool = RolloutPool::new(

@@ -45,6 +45,11 @@ impl Rotations {
         self.positions
     }
 
+    /// All cosines and all sines.
+    pub(crate) fn values(&self) -> (&[f32], &[f32]) {
+        (&self.cos, &self.sin)
+    }
+
     /// Cosines and sines of one position, `(head_dim / 2)` each.
     fn row(&self, position: u32) -> (&[f32], &[f32]) {
         let half = self.head_dim / 2;
