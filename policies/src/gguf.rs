@@ -7,7 +7,7 @@
 //! halves. The reader itself is candle's.
 
 use std::fs::File;
-use std::io::{BufReader, Read};
+use std::io::{BufReader, Read, Seek};
 use std::path::{Path, PathBuf};
 
 use candle_core::quantized::gguf_file::{Content, Value as Entry};
@@ -105,6 +105,7 @@ impl GgufFile {
     pub(crate) fn open(path: &Path) -> Result<Self, PolicyError> {
         let file = File::open(path).map_err(|error| PolicyError::file("read", path, error))?;
         let mut file = BufReader::new(file);
+        check_alignment(path, &mut file)?;
         let content = Content::read(&mut file)
             .map_err(|error| PolicyError::checkpoint(path, unread(&error)))?;
         Ok(Self { path: path.to_path_buf(), file, content })
@@ -573,6 +574,33 @@ fn whole(entry: &Entry) -> Option<usize> {
         Entry::I32(value) => signed(value.into()),
         Entry::I64(value) => signed(value),
         ref unsigned => usize::try_from(unsigned.to_u64().ok()?).ok(),
+    }
+}
+
+/// Refuses tensors aligned to multiples of 0 bytes, by which candle's reader would divide.
+fn check_alignment(path: &Path, file: &mut BufReader<File>) -> Result<(), PolicyError> {
+    const KEY: &[u8] = b"general.alignment";
+    /// The general keys come first, before any vocabulary.
+    const SEARCHED: u64 = 1 << 20;
+    let refused = |error| PolicyError::file("read", path, error);
+    let mut start = Vec::new();
+    file.by_ref().take(SEARCHED).read_to_end(&mut start).map_err(refused)?;
+    file.rewind().map_err(refused)?;
+    let Some(at) = start.windows(KEY.len()).position(|it| it == KEY) else { return Ok(()) };
+    // A type of four bytes, then the number in as many as the type has.
+    let rest = &start[at + KEY.len()..];
+    let width = match rest.first() {
+        Some(0 | 1) => 1,
+        Some(2 | 3) => 2,
+        Some(4 | 5) => 4,
+        _ => 8,
+    };
+    match rest.get(4..4 + width) {
+        Some(value) if value.iter().all(|byte| *byte == 0) => Err(PolicyError::checkpoint(
+            path,
+            "general.alignment is 0, expected a power of two such as 32",
+        )),
+        _ => Ok(()),
     }
 }
 

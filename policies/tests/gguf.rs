@@ -386,6 +386,12 @@ fn damage_is_named_for_what_it_is() {
     let sound = || Contents::of(&decoder, &tokenizer(), GgmlDType::F32);
     let text = |it: &str| Value::String(it.into());
 
+    for zero in [Value::U8(0), Value::U16(0), Value::U32(0), Value::U64(0)] {
+        let mut contents = sound();
+        contents.set("general.alignment", zero);
+        check_refused(&contents, &["general.alignment is 0"]);
+    }
+
     let mut contents = sound();
     contents.tensors.remove("blk.1.ffn_up.weight");
     check_refused(&contents, &["tensor blk.1.ffn_up.weight is missing"]);
