@@ -7,7 +7,8 @@ use tallow_policies::contract::tiny_decoder;
 use tallow_policies::gpu::{Device, Precision};
 use tallow_policies::{
     AdamW, AdamWConfig, CacheSpan, Completion, Decoder, Engine, GradientSet, Inference, Keep,
-    KvCache, PackedSequences, Pass, Request, SamplingParams, TokenId, Tokenizer, models,
+    KvCache, ModelConfig, PackedSequences, Pass, Request, SamplingParams, Sizes, TokenId,
+    Tokenizer, models,
 };
 
 /// Packs with a shared prompt longer than a tile of attention, a short one, and a plain sequence.
@@ -33,6 +34,19 @@ pub fn every_family(device: &Device, tolerance: f64) {
     config.tie_word_embeddings = true;
     let init = tallow_policies::InitOptions { std: Some(0.3), ..Default::default() };
     one_decoder(&Decoder::new(config, &init, 4).unwrap(), device, tolerance);
+    // Rows that several warps share, and heads of more columns than a warp has lanes.
+    let sizes = Sizes {
+        vocab: 300,
+        hidden: 96,
+        intermediate: 130,
+        layers: 1,
+        heads: 3,
+        kv_heads: 1,
+        head_dim: 100,
+    };
+    let config = ModelConfig::of_family("qwen3", &sizes).unwrap();
+    let init = tallow_policies::InitOptions { std: Some(0.1), ..Default::default() };
+    one_decoder(&Decoder::new(config, &init, 6).unwrap(), device, tolerance);
 }
 
 fn one_decoder(on_cpu: &Decoder, device: &Device, tolerance: f64) {

@@ -2,7 +2,9 @@
 // so that barriers and shuffles mean what they mean on a GPU. Blocks run one after the other.
 //
 // Stricter than a GPU: a barrier that some thread of the block (or a shuffle that some lane of the
-// warp) does not reach is an error, and shared memory begins as NaN.
+// warp) does not reach is an error, and shared memory begins as NaN. Threads run in random
+// orders, and warps are held back while others go on, so that a barrier that is missing shows in the
+// results.
 
 #include <sys/mman.h>
 
@@ -112,6 +114,7 @@ struct Machine {
     std::vector<float4> dynamic;
     unsigned threads = 0;
     unsigned at_block_barrier = 0;
+    uint64_t order = 0;
     unsigned at_warp_barrier[MOST_THREADS / WARP_LANES];
     // Two of each: a lane may be one exchange ahead of its neighbours.
     uint64_t exchanged[2][MOST_THREADS];
@@ -184,11 +187,21 @@ static const char* run_block() {
         fiber.exchanges = 0;
         fiber.context.start(machine.stacks + i * STACK_BYTES, enter);
     }
+    // In each round one warp is held back, as long as others can go on.
+    const unsigned warps = (machine.threads + WARP_LANES - 1) / WARP_LANES, none = warps;
+    unsigned held = none;
     for (;;) {
         bool ran = false, ended = true;
-        for (unsigned i = 0; i < machine.threads; ++i) {
-            Fiber& fiber = machine.fibers[i];
-            if (fiber.state == State::Runs) {
+        // Any thread first, then up or down. A linear congruential step (Knuth's constants).
+        machine.order = machine.order * 6364136223846793005u + 1442695040888963407u;
+        const unsigned random = static_cast<unsigned>(machine.order >> 32);
+        const unsigned first = random / 64 % machine.threads;
+        const bool down = random % 2 != 0;
+        if (held == none && random / 2 % 2 != 0) held = random / 4 % warps;
+        for (unsigned turn = 0; turn < machine.threads; ++turn) {
+            const unsigned step = down ? machine.threads - turn : turn;
+            Fiber& fiber = machine.fibers[(first + step) % machine.threads];
+            if (fiber.state == State::Runs && fiber.linear / WARP_LANES != held) {
                 current = &fiber;
                 machine.scheduler.switch_to(fiber.context);
                 ran = true;
@@ -196,7 +209,8 @@ static const char* run_block() {
             ended = ended && fiber.state == State::Ended;
         }
         if (ended) return nullptr;
-        if (!ran) return "some threads wait at a barrier that others never reach";
+        if (!ran && held == none) return "some threads wait at a barrier that others never reach";
+        if (!ran) held = none;
     }
 }
 
