@@ -107,7 +107,8 @@ struct Moments {
 #[derive(Debug, Default)]
 pub struct GradientSet {
     held: BTreeMap<String, Gradient>,
-    /// Those of a decoder that is on a device.
+    /// Those of a decoder that is on a device; the functions below give the host's alone, but for
+    /// [`read_back`](Self::read_back) and [`reset`](Self::reset).
     device: DeviceGradients,
 }
 

@@ -29,11 +29,8 @@ pub(crate) struct View<'a> {
 }
 
 /// A buffer that grows to what is asked of it.
-#[derive(Debug)]
-pub(crate) struct Room {
-    kind: Kind,
-    held: Option<Buffer>,
-}
+#[derive(Debug, Default)]
+pub(crate) struct Room(Option<Buffer>);
 
 impl Device {
     /// The device behind a driver.
@@ -119,23 +116,16 @@ impl Buffer {
 }
 
 impl Room {
-    pub(crate) fn of(kind: Kind) -> Self {
-        Self { kind, held: None }
-    }
-
-    pub(crate) fn elements() -> Self {
-        Self::of(Kind::Element)
-    }
-
-    pub(crate) fn floats() -> Self {
-        Self::of(Kind::F32)
-    }
-
     /// The first `count` values, whatever they are; what was there is lost if it grows.
-    pub(crate) fn sized(&mut self, device: &Device, count: usize) -> Result<View<'_>, PolicyError> {
-        if self.held.as_ref().is_none_or(|held| held.count() < count) {
-            self.held = None; // give the old one back first
-            self.held = Some(device.buffer(self.kind, count)?);
+    pub(crate) fn sized(
+        &mut self,
+        device: &Device,
+        kind: Kind,
+        count: usize,
+    ) -> Result<View<'_>, PolicyError> {
+        if self.0.as_ref().is_none_or(|held| held.count() < count || held.kind() != kind) {
+            self.0 = None; // give the old one back first
+            self.0 = Some(device.buffer(kind, count)?);
         }
         Ok(self.get(count))
     }
@@ -145,7 +135,7 @@ impl Room {
     /// # Panics
     /// If it never gave as many.
     pub(crate) fn get(&self, count: usize) -> View<'_> {
-        self.held.as_ref().expect("sized before").slice(0..count)
+        self.0.as_ref().expect("sized before").slice(0..count)
     }
 }
 

@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 
 use super::buffer::{Buffer, Device, View};
 use super::driver::Kind;
-use super::kernels::Into;
 use super::weights::Parameter;
 use crate::error::PolicyError;
+use crate::ops::matmul::Output;
 
 /// The device's half of a [`crate::GradientSet`].
 #[derive(Debug, Default)]
@@ -30,14 +30,14 @@ impl DeviceGradients {
         &mut self,
         device: &Device,
         parameter: &Parameter,
-    ) -> Result<(View<'_>, Into), PolicyError> {
+    ) -> Result<(View<'_>, Output), PolicyError> {
         if !self.0.contains_key(&parameter.name) {
             let sum = device.buffer(Kind::F32, parameter.master.count())?;
             self.0.insert(parameter.name.clone(), Gradient { sum, holds: false });
         }
         let gradient = self.0.get_mut(&parameter.name).expect("inserted above");
         let held = std::mem::replace(&mut gradient.holds, true);
-        Ok((gradient.sum.view(), if held { Into::Add } else { Into::Replace }))
+        Ok((gradient.sum.view(), if held { Output::Add } else { Output::Replace }))
     }
 
     /// A parameter's gradient for a sum to go on with, zero if nothing was added yet.
@@ -47,7 +47,7 @@ impl DeviceGradients {
         parameter: &Parameter,
     ) -> Result<View<'_>, PolicyError> {
         let (view, into) = self.product(device, parameter)?;
-        if into == Into::Replace {
+        if into == Output::Replace {
             view.clear()?;
         }
         Ok(view)

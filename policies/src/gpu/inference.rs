@@ -13,7 +13,7 @@ use crate::ops::Rotations;
 use crate::sampling::Draw;
 
 /// Buffers of one call, kept for the next.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct DeviceInference {
     words: Words,
     x: [Room; 2],
@@ -51,24 +51,6 @@ pub(crate) struct RowDraw {
     pub uniform: f64,
     /// Whether the forbidden tokens cannot be drawn yet.
     pub early: bool,
-}
-
-impl Default for DeviceInference {
-    fn default() -> Self {
-        Self {
-            words: Words::default(),
-            x: [Room::elements(), Room::elements()],
-            activations: Activations::default(),
-            scratch: Scratch::default(),
-            selected: Room::elements(),
-            logits: Room::floats(),
-            inverse_temperatures: Room::floats(),
-            uniforms: Room::of(Kind::F64),
-            tokens: Room::of(Kind::U32),
-            logprobs: Room::floats(),
-            kept_masses: Room::floats(),
-        }
-    }
 }
 
 impl Resident {
@@ -118,8 +100,8 @@ impl Resident {
             head_dim: heads.head_dim,
         };
         let [first, second] = x;
-        let first = first.sized(device, rows * hidden)?;
-        let second = second.sized(device, rows * hidden)?;
+        let first = first.sized(device, Kind::Element, rows * hidden)?;
+        let second = second.sized(device, Kind::Element, rows * hidden)?;
         let x = [first, second];
         device.gather_rows(self.embedding.elements(), tokens, x[0], hidden)?;
         for (index, layer) in self.layers.iter().enumerate() {
@@ -131,7 +113,7 @@ impl Resident {
                 device.attention_cached(q, blocks.view(), tables, tiles, out, at, heads)
             })?;
         }
-        let selected = selected.sized(device, spans.len() * hidden)?;
+        let selected = selected.sized(device, Kind::Element, spans.len() * hidden)?;
         device.gather_rows(x[self.shape.layers % 2], last_rows, selected, hidden)?;
         let states = device.buffer(Kind::Element, spans.len() * hidden)?;
         let eps = self.shape.rms_norm_eps as f32;
@@ -166,8 +148,8 @@ impl Resident {
         let forbidden = work.words.add(forbidden.iter().copied());
         work.words.upload(device)?;
         let given = DrawViews {
-            inverse_temperatures: work.inverse_temperatures.sized(device, count)?,
-            uniforms: work.uniforms.sized(device, count)?,
+            inverse_temperatures: work.inverse_temperatures.sized(device, Kind::F32, count)?,
+            uniforms: work.uniforms.sized(device, Kind::F64, count)?,
             early: work.words.view(&early),
             forbidden: work.words.view(&forbidden),
         };
@@ -175,9 +157,9 @@ impl Resident {
         given.inverse_temperatures.write(&temperatures)?;
         let uniforms: Vec<f64> = draws.iter().map(|it| it.uniform).collect();
         given.uniforms.write(&uniforms)?;
-        let tokens = work.tokens.sized(device, count)?;
-        let logprobs = work.logprobs.sized(device, count)?;
-        let kept_masses = work.kept_masses.sized(device, count)?;
+        let tokens = work.tokens.sized(device, Kind::U32, count)?;
+        let logprobs = work.logprobs.sized(device, Kind::F32, count)?;
+        let kept_masses = work.kept_masses.sized(device, Kind::F32, count)?;
         device.sample_rows(logits, &given, tokens, logprobs, kept_masses)?;
         let numbers = logprobs.read::<f32>()?.into_iter().zip(kept_masses.read::<f32>()?);
         let drawn = |(token, (logprob, kept_mass))| {
@@ -193,7 +175,7 @@ impl Resident {
         rows: &[usize],
     ) -> Result<View<'a>, PolicyError> {
         let (device, width) = (&self.device, self.shape.hidden);
-        let logits = work.logits.sized(device, rows.len() * self.shape.vocab)?;
+        let logits = work.logits.sized(device, Kind::F32, rows.len() * self.shape.vocab)?;
         let all = rows.iter().copied().eq(0..hidden.rows);
         let states = if all {
             hidden.states.slice(0..hidden.rows * width)
@@ -201,7 +183,7 @@ impl Resident {
             work.words.start();
             let ids = work.words.add(rows.iter().map(|it| *it as u32));
             work.words.upload(device)?;
-            let selected = work.selected.sized(device, rows.len() * width)?;
+            let selected = work.selected.sized(device, Kind::Element, rows.len() * width)?;
             device.gather_rows(hidden.states.view(), work.words.view(&ids), selected, width)?;
             selected
         };
@@ -229,6 +211,6 @@ impl DeviceHidden {
 }
 
 /// Positions of a block of the cache.
-const POSITIONS: usize = super::kernels::TILE;
+const POSITIONS: usize = crate::ops::attention::BLOCK;
 /// What the kernel says where there is nothing to draw.
 const NO_TOKEN: u32 = u32::MAX;

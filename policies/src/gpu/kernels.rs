@@ -8,6 +8,8 @@ use super::buffer::{Device, View};
 use super::driver::{Argument, Kind, Launch, Operand, Product};
 use crate::error::PolicyError;
 use crate::ops::Heads;
+use crate::ops::attention::BLOCK;
+use crate::ops::matmul::Output;
 use crate::optimizer::Update;
 
 /// File name and text of every source, in the order they must be joined.
@@ -58,6 +60,7 @@ pub(crate) const WIDEST_HEAD: usize = 128;
 
 /// Query rows or keys of one tile of attention, and positions of a block of the cache.
 pub(crate) const TILE: usize = 32;
+const _: () = assert!(TILE == BLOCK, "attention reads a block of the cache as one tile");
 
 /// Words that describe a tile of queries, and of keys.
 pub(crate) const QUERY_TILE_WORDS: usize = 5;
@@ -74,13 +77,6 @@ const ROWS_PER_CHUNK: usize = 64;
 const fn shared_bytes(head_tiles: usize, weight_tiles: usize, head_dim: usize) -> u32 {
     let stride = head_dim.next_multiple_of(4) + 4;
     ((head_tiles * TILE * stride + weight_tiles * TILE * TILE) * 4) as u32
-}
-
-/// What is done with what an output holds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Into {
-    Replace,
-    Add,
 }
 
 fn word(value: usize) -> Argument {
@@ -130,7 +126,7 @@ impl Device {
         weight: View<'_>,
         inner: usize,
         out: View<'_>,
-        into: Into,
+        into: Output,
         scale: f32,
     ) -> Result<(), PolicyError> {
         let (rows, columns) = (x.count() / inner, weight.count() / inner);
@@ -144,7 +140,7 @@ impl Device {
             out: out.address(),
             out_kind: out.kind(),
             scale,
-            add: into == Into::Add,
+            add: into == Output::Add,
         })
     }
 
@@ -155,7 +151,7 @@ impl Device {
         weight: View<'_>,
         inner: usize,
         dx: View<'_>,
-        into: Into,
+        into: Output,
     ) -> Result<(), PolicyError> {
         let rows = dx.count() / inner;
         let columns = g.count() / rows;
@@ -169,7 +165,7 @@ impl Device {
             out: dx.address(),
             out_kind: dx.kind(),
             scale: 1.0,
-            add: into == Into::Add,
+            add: into == Output::Add,
         })
     }
 
@@ -180,7 +176,7 @@ impl Device {
         x: View<'_>,
         rows: usize,
         dw: View<'_>,
-        into: Into,
+        into: Output,
     ) -> Result<(), PolicyError> {
         let (columns, inner) = (g.count() / rows, x.count() / rows);
         assert!(dw.count() == columns * inner, "a gradient of {columns} by {inner}");
@@ -193,7 +189,7 @@ impl Device {
             out: dw.address(),
             out_kind: dw.kind(),
             scale: 1.0,
-            add: into == Into::Add,
+            add: into == Output::Add,
         })
     }
 
@@ -218,7 +214,7 @@ impl Device {
         weight: View<'_>,
         g: View<'_>,
         dx: View<'_>,
-        into: Into,
+        into: Output,
         scales: View<'_>,
         eps: f32,
     ) -> Result<(), PolicyError> {
@@ -233,7 +229,7 @@ impl Device {
             scales.argument(),
             word(width),
             Argument::F32(eps),
-            word(usize::from(into == Into::Add)),
+            word(usize::from(into == Output::Add)),
         ];
         self.launch_rows("rms_norm_backward", rows, width, &arguments)
     }

@@ -1,11 +1,13 @@
 //! One layer on a device: the arithmetic of [`crate::layer`], kernel by kernel.
 
 use super::buffer::{Device, Room, View};
+use super::driver::Kind;
 use super::gradients::DeviceGradients;
-use super::kernels::{Into, partial_sums};
+use super::kernels::partial_sums;
 use super::weights::{Layer, Linear, Parameter, Resident};
 use crate::error::PolicyError;
 use crate::ops::Heads;
+use crate::ops::matmul::Output;
 
 /// Where the rows stand.
 #[derive(Clone, Copy)]
@@ -17,7 +19,7 @@ pub(crate) struct Place<'a> {
 }
 
 /// What one layer computed, `(rows, width)` each.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Activations {
     /// Rotated.
     q: Room,
@@ -35,7 +37,7 @@ pub(crate) struct Activations {
 }
 
 /// Buffers that live for one layer's work.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Scratch {
     normed: Room,
     inner: Room,
@@ -70,44 +72,6 @@ pub(crate) struct Tiles<'a> {
     pub keys: View<'a>,
 }
 
-impl Default for Activations {
-    fn default() -> Self {
-        let room = Room::elements;
-        Self {
-            q: room(),
-            k: room(),
-            v: room(),
-            raw_q: room(),
-            raw_k: room(),
-            attended: room(),
-            logsumexps: Room::floats(),
-            h: room(),
-            gate: room(),
-            up: room(),
-        }
-    }
-}
-
-impl Default for Scratch {
-    fn default() -> Self {
-        let room = Room::elements;
-        Self {
-            normed: room(),
-            inner: room(),
-            dq: room(),
-            dk: room(),
-            dv: room(),
-            d_raw_q: room(),
-            d_raw_k: room(),
-            d_attended: room(),
-            d_normed: room(),
-            deltas: Room::floats(),
-            scales: Room::floats(),
-            partial: Room::floats(),
-        }
-    }
-}
-
 impl Scratch {
     /// Room for the scales of rows, and for partial sums.
     pub(crate) fn statistics(&mut self) -> (&mut Room, &mut Room) {
@@ -140,11 +104,11 @@ impl Resident {
         let rows = x.count() / hidden;
         let Activations { q, k, v, raw_q, raw_k, attended, logsumexps, h, gate, up } = activations;
 
-        let normed = scratch.normed.sized(device, rows * hidden)?;
+        let normed = scratch.normed.sized(device, Kind::Element, rows * hidden)?;
         device.rms_norm(x, layer.attention_norm.elements(), normed, eps)?;
-        let q = q.sized(device, rows * query_width)?;
-        let k = k.sized(device, rows * kv_width)?;
-        let v = v.sized(device, rows * kv_width)?;
+        let q = q.sized(device, Kind::Element, rows * query_width)?;
+        let k = k.sized(device, Kind::Element, rows * kv_width)?;
+        let v = v.sized(device, Kind::Element, rows * kv_width)?;
         linear(device, &layer.value, normed, hidden, v)?;
         for (out, raw, map, norm) in
             [(q, raw_q, &layer.query, &layer.query_norm), (k, raw_k, &layer.key, &layer.key_norm)]
@@ -152,7 +116,7 @@ impl Resident {
             match norm {
                 None => linear(device, map, normed, hidden, out)?,
                 Some(norm) => {
-                    let raw = raw.sized(device, out.count())?;
+                    let raw = raw.sized(device, Kind::Element, out.count())?;
                     linear(device, map, normed, hidden, raw)?;
                     device.rms_norm(raw, norm.elements(), out, eps)?;
                 }
@@ -160,28 +124,28 @@ impl Resident {
             let Place { positions, cos, sin, head_dim } = place;
             device.rotate(out, positions, cos, sin, head_dim, 1.0)?;
         }
-        let attended = attended.sized(device, rows * query_width)?;
-        let logsumexps = logsumexps.sized(device, rows * shape.heads)?;
+        let attended = attended.sized(device, Kind::Element, rows * query_width)?;
+        let logsumexps = logsumexps.sized(device, Kind::F32, rows * shape.heads)?;
         attend(Attended { q, k, v, out: attended, logsumexps })?;
 
-        let h = h.sized(device, rows * hidden)?;
+        let h = h.sized(device, Kind::Element, rows * hidden)?;
         h.copy_from(x)?;
         let weight = layer.output.weight.elements();
-        device.project(attended, weight, query_width, h, Into::Add, 1.0)?;
+        device.project(attended, weight, query_width, h, Output::Add, 1.0)?;
         if let Some(bias) = &layer.output.bias {
             device.add_bias(h, bias.elements())?;
         }
 
         device.rms_norm(h, layer.feed_forward_norm.elements(), normed, eps)?;
-        let gate = gate.sized(device, rows * intermediate)?;
-        let up = up.sized(device, rows * intermediate)?;
+        let gate = gate.sized(device, Kind::Element, rows * intermediate)?;
+        let up = up.sized(device, Kind::Element, rows * intermediate)?;
         linear(device, &layer.gate, normed, hidden, gate)?;
         linear(device, &layer.up, normed, hidden, up)?;
-        let inner = scratch.inner.sized(device, rows * intermediate)?;
+        let inner = scratch.inner.sized(device, Kind::Element, rows * intermediate)?;
         device.swiglu(gate, up, inner)?;
         next.copy_from(h)?;
         let weight = layer.down.weight.elements();
-        device.project(inner, weight, intermediate, next, Into::Add, 1.0)
+        device.project(inner, weight, intermediate, next, Output::Add, 1.0)
     }
 
     /// Turns `g`, the gradient by `next`, into that by `x`, and adds to `gradients`. Uses up the
@@ -223,12 +187,18 @@ impl Resident {
             scales,
             partial,
         } = scratch;
-        let normed = normed.sized(device, rows * hidden)?;
-        let d_normed = d_normed.sized(device, rows * hidden)?;
+        let normed = normed.sized(device, Kind::Element, rows * hidden)?;
+        let d_normed = d_normed.sized(device, Kind::Element, rows * hidden)?;
 
         // Feed-forward. `inner` holds the gradient of silu(gate) up, then its value.
-        let inner = inner.sized(device, rows * intermediate)?;
-        device.project_back(g, layer.down.weight.elements(), intermediate, inner, Into::Replace)?;
+        let inner = inner.sized(device, Kind::Element, rows * intermediate)?;
+        device.project_back(
+            g,
+            layer.down.weight.elements(),
+            intermediate,
+            inner,
+            Output::Replace,
+        )?;
         device.swiglu_backward(gate, up, inner)?;
         device.rms_norm(h, layer.feed_forward_norm.elements(), normed, eps)?;
         for (map, g, x) in
@@ -236,20 +206,36 @@ impl Resident {
         {
             map_gradients(device, map, g, x, rows, partial, gradients)?;
         }
-        device.project_back(gate, layer.gate.weight.elements(), hidden, d_normed, Into::Replace)?;
-        device.project_back(up, layer.up.weight.elements(), hidden, d_normed, Into::Add)?;
+        device.project_back(
+            gate,
+            layer.gate.weight.elements(),
+            hidden,
+            d_normed,
+            Output::Replace,
+        )?;
+        device.project_back(up, layer.up.weight.elements(), hidden, d_normed, Output::Add)?;
         let norm = &layer.feed_forward_norm;
-        norm_backward(device, norm, h, d_normed, (g, Into::Add), eps, scales, partial, gradients)?;
+        norm_backward(
+            device,
+            norm,
+            h,
+            d_normed,
+            (g, Output::Add),
+            eps,
+            scales,
+            partial,
+            gradients,
+        )?;
 
         // Attention. `g` is now the gradient by h.
-        let d_attended = d_attended.sized(device, rows * query_width)?;
+        let d_attended = d_attended.sized(device, Kind::Element, rows * query_width)?;
         let weight = layer.output.weight.elements();
-        device.project_back(g, weight, query_width, d_attended, Into::Replace)?;
+        device.project_back(g, weight, query_width, d_attended, Output::Replace)?;
         map_gradients(device, &layer.output, g, attended, rows, partial, gradients)?;
-        let mut dq = dq.sized(device, rows * query_width)?;
-        let mut dk = dk.sized(device, rows * kv_width)?;
-        let dv = dv.sized(device, rows * kv_width)?;
-        let deltas = deltas.sized(device, rows * shape.heads)?;
+        let mut dq = dq.sized(device, Kind::Element, rows * query_width)?;
+        let mut dk = dk.sized(device, Kind::Element, rows * kv_width)?;
+        let dv = dv.sized(device, Kind::Element, rows * kv_width)?;
+        let deltas = deltas.sized(device, Kind::F32, rows * shape.heads)?;
         device.attention_backward(
             [q, k, v],
             attended,
@@ -268,8 +254,9 @@ impl Resident {
             let Place { positions, cos, sin, head_dim } = place;
             device.rotate(*dx, positions, cos, sin, head_dim, -1.0)?;
             let Some(norm) = norm else { continue };
-            let (raw, d_raw) = (raw.get(dx.count()), d_raw.sized(device, dx.count())?);
-            let into = (d_raw, Into::Replace);
+            let (raw, d_raw) =
+                (raw.get(dx.count()), d_raw.sized(device, Kind::Element, dx.count())?);
+            let into = (d_raw, Output::Replace);
             norm_backward(device, norm, raw, *dx, into, eps, scales, partial, gradients)?;
             *dx = d_raw;
         }
@@ -277,11 +264,11 @@ impl Resident {
         let maps = [(&layer.query, dq), (&layer.key, dk), (&layer.value, dv)];
         for (index, (map, g)) in maps.into_iter().enumerate() {
             map_gradients(device, map, g, normed, rows, partial, gradients)?;
-            let into = if index == 0 { Into::Replace } else { Into::Add };
+            let into = if index == 0 { Output::Replace } else { Output::Add };
             device.project_back(g, map.weight.elements(), hidden, d_normed, into)?;
         }
         let norm = &layer.attention_norm;
-        norm_backward(device, norm, x, d_normed, (g, Into::Add), eps, scales, partial, gradients)
+        norm_backward(device, norm, x, d_normed, (g, Output::Add), eps, scales, partial, gradients)
     }
 }
 
@@ -292,7 +279,7 @@ fn linear(
     inner: usize,
     out: View<'_>,
 ) -> Result<(), PolicyError> {
-    device.project(x, map.weight.elements(), inner, out, Into::Replace, 1.0)?;
+    device.project(x, map.weight.elements(), inner, out, Output::Replace, 1.0)?;
     match &map.bias {
         Some(bias) => device.add_bias(out, bias.elements()),
         None => Ok(()),
@@ -313,7 +300,7 @@ fn map_gradients(
     device.weight_gradient(g, x, rows, dw, into)?;
     let Some(bias) = &map.bias else { return Ok(()) };
     let db = gradients.sum(device, bias)?;
-    let partial = partial.sized(device, partial_sums(rows, db.count()))?;
+    let partial = partial.sized(device, Kind::F32, partial_sums(rows, db.count()))?;
     device.sum_rows(g, partial, db)
 }
 
@@ -324,7 +311,7 @@ pub(crate) fn norm_backward(
     norm: &Parameter,
     x: View<'_>,
     g: View<'_>,
-    (dx, into): (View<'_>, Into),
+    (dx, into): (View<'_>, Output),
     eps: f32,
     scales: &mut Room,
     partial: &mut Room,
@@ -332,9 +319,9 @@ pub(crate) fn norm_backward(
 ) -> Result<(), PolicyError> {
     let width = norm.master.count();
     let rows = x.count() / width;
-    let scales = scales.sized(device, rows)?;
+    let scales = scales.sized(device, Kind::F32, rows)?;
     device.rms_norm_backward(x, norm.elements(), g, dx, into, scales, eps)?;
     let dw = gradients.sum(device, norm)?;
-    let partial = partial.sized(device, partial_sums(rows, width))?;
+    let partial = partial.sized(device, Kind::F32, partial_sums(rows, width))?;
     device.rms_norm_weight(x, g, scales, partial, dw)
 }

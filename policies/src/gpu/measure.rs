@@ -4,8 +4,8 @@ use std::time::Instant;
 
 use super::buffer::{Buffer, Device};
 use super::driver::Kind;
-use super::kernels::Into;
 use crate::error::PolicyError;
+use crate::ops::matmul::Output;
 
 /// Repetitions of which the best counts.
 const ROUNDS: usize = 12;
@@ -25,7 +25,7 @@ impl Device {
         };
         let (a, b, out) = (matrix()?, matrix()?, matrix()?);
         let seconds = self.best_of(&out, || {
-            self.project(a.view(), b.view(), size, out.view(), Into::Replace, 1.0)
+            self.project(a.view(), b.view(), size, out.view(), Output::Replace, 1.0)
         })?;
         Ok(2.0 * (size as f64).powi(3) / seconds / 1e9)
     }

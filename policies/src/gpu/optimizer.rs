@@ -17,7 +17,7 @@ pub(crate) type NamedMoments = (String, Vec<f32>, Vec<f32>);
 #[derive(Debug, Default)]
 pub(crate) struct DeviceMoments {
     moments: BTreeMap<String, (Buffer, Buffer)>,
-    partial: Option<Room>,
+    partial: Room,
 }
 
 impl DeviceMoments {
@@ -53,8 +53,7 @@ impl DeviceMoments {
         let device = &resident.device;
         let parts = |parameter: &Parameter| square_parts(parameter.master.count());
         let all = resident.parameters.values().map(|it| parts(it)).sum();
-        let room = self.partial.get_or_insert_with(|| Room::of(Kind::F64));
-        let partial = room.sized(device, all)?;
+        let partial = self.partial.sized(device, Kind::F64, all)?;
         let mut first = 0;
         for (name, parameter) in &resident.parameters {
             let count = parameter.master.count();

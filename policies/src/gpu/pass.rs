@@ -2,8 +2,9 @@
 //! step means.
 
 use super::buffer::{Room, View};
+use super::driver::Kind;
 use super::gradients::DeviceGradients;
-use super::kernels::{Into, Segments};
+use super::kernels::Segments;
 use super::layer::{Activations, Attended, Place, Scratch, Tiles, norm_backward};
 use super::tiles::{key_tiles, query_tiles};
 use super::weights::{DeviceRotations, Resident};
@@ -11,6 +12,7 @@ use super::words::{SegmentStretches, Stretch, Words};
 use crate::decoder::TokenScores;
 use crate::error::PolicyError;
 use crate::ops::Rotations;
+use crate::ops::matmul::Output;
 use crate::packed::PackedSequences;
 use crate::pass::Keep;
 
@@ -18,7 +20,7 @@ use crate::pass::Keep;
 const CHUNK_LOGITS: usize = 1 << 28;
 
 /// The device's half of a [`crate::Pass`].
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct DevicePass {
     words: Words,
     places: Places,
@@ -45,7 +47,7 @@ struct Places {
 }
 
 /// The rows that were asked for, and what was computed of them.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Scored {
     words: Words,
     rows: Stretch,
@@ -64,39 +66,6 @@ struct Scored {
     d_selected: Room,
     floats: Room,
     inverse_temperature: f32,
-}
-
-impl Default for DevicePass {
-    fn default() -> Self {
-        let (elements, floats) = (Room::elements, Room::floats);
-        Self {
-            words: Words::default(),
-            places: Places::default(),
-            inputs: Vec::new(),
-            last: 0,
-            layers: Vec::new(),
-            scratch: Scratch::default(),
-            scored: Scored {
-                words: Words::default(),
-                rows: 0..0,
-                by_row: SegmentStretches::default(),
-                targets: 0..0,
-                selected: elements(),
-                normed: elements(),
-                logits: floats(),
-                dz: elements(),
-                logprobs: floats(),
-                entropies: floats(),
-                logsumexps: floats(),
-                slopes: floats(),
-                d_normed: elements(),
-                d_selected: elements(),
-                floats: floats(),
-                inverse_temperature: 1.0,
-            },
-            g: elements(),
-        }
-    }
 }
 
 impl Resident {
@@ -123,9 +92,9 @@ impl Resident {
 
         let keeps_inputs = keep != Keep::Nothing;
         let count = if keeps_inputs { self.shape.layers + 1 } else { 2 };
-        inputs.resize_with(count, Room::elements);
+        inputs.resize_with(count, Room::default);
         for input in inputs.iter_mut() {
-            input.sized(device, places.rows * hidden)?;
+            input.sized(device, Kind::Element, places.rows * hidden)?;
         }
         let kept = if keep == Keep::Activations { self.shape.layers } else { 1 };
         layers.resize_with(kept, Activations::default);
@@ -161,10 +130,10 @@ impl Resident {
         scored.by_row = scored.words.add_segments(&Segments::of(rows));
         scored.targets = scored.words.add(targets.iter().copied());
         scored.words.upload(device)?;
-        let selected = scored.selected.sized(device, rows.len() * hidden)?;
+        let selected = scored.selected.sized(device, Kind::Element, rows.len() * hidden)?;
         let states = inputs[*last].get(places.rows * hidden);
         device.gather_rows(states, scored.words.view(&scored.rows), selected, hidden)?;
-        let normed = scored.normed.sized(device, rows.len() * hidden)?;
+        let normed = scored.normed.sized(device, Kind::Element, rows.len() * hidden)?;
         let eps = self.shape.rms_norm_eps as f32;
         device.rms_norm(selected, self.final_norm.elements(), normed, eps)
     }
@@ -173,7 +142,7 @@ impl Resident {
     pub(crate) fn selected(&self, pass: &mut DevicePass) -> Result<Vec<f32>, PolicyError> {
         let scored = &mut pass.scored;
         let count = scored.rows.len() * self.shape.hidden;
-        let floats = scored.floats.sized(&self.device, count)?;
+        let floats = scored.floats.sized(&self.device, Kind::F32, count)?;
         self.device.widen(scored.normed.get(count), floats)?;
         floats.read()
     }
@@ -193,14 +162,14 @@ impl Resident {
             return Ok(TokenScores::default());
         }
         let count = rows.len();
-        let logprobs = scored.logprobs.sized(device, count)?;
-        let entropies = scored.entropies.sized(device, count)?;
-        let logsumexps = scored.logsumexps.sized(device, count)?;
+        let logprobs = scored.logprobs.sized(device, Kind::F32, count)?;
+        let entropies = scored.entropies.sized(device, Kind::F32, count)?;
+        let logsumexps = scored.logsumexps.sized(device, Kind::F32, count)?;
         let normed = scored.normed.get(count * hidden);
         let targets = scored.words.view(&scored.targets);
         for chunk in self.chunks(count) {
             let normed = normed.slice(chunk.start * hidden..chunk.end * hidden);
-            let logits = scored.logits.sized(device, chunk.len() * self.shape.vocab)?;
+            let logits = scored.logits.sized(device, Kind::F32, chunk.len() * self.shape.vocab)?;
             self.logits_into(normed, logits, scored.inverse_temperature)?;
             let outputs = [logprobs, entropies, logsumexps].map(|it| it.slice(chunk.clone()));
             device.score_rows(logits, targets.slice(chunk), outputs)?;
@@ -217,9 +186,9 @@ impl Resident {
         let (device, hidden) = (&self.device, self.shape.hidden);
         let count = d_logprobs.len();
         let scored = &mut pass.scored;
-        scored.d_normed.sized(device, count * hidden)?;
+        scored.d_normed.sized(device, Kind::Element, count * hidden)?;
         if count > 0 {
-            let slopes = scored.slopes.sized(device, count)?;
+            let slopes = scored.slopes.sized(device, Kind::F32, count)?;
             slopes.write(d_logprobs)?;
             let (normed, d_normed) =
                 (scored.normed.get(count * hidden), scored.d_normed.get(count * hidden));
@@ -231,11 +200,11 @@ impl Resident {
                 let values = chunk.start * hidden..chunk.end * hidden;
                 let normed = normed.slice(values.clone());
                 let size = chunk.len() * self.shape.vocab;
-                let logits = scored.logits.sized(device, size)?;
+                let logits = scored.logits.sized(device, Kind::F32, size)?;
                 if !kept {
                     self.logits_into(normed, logits, scored.inverse_temperature)?;
                 }
-                let dz = scored.dz.sized(device, size)?;
+                let dz = scored.dz.sized(device, Kind::Element, size)?;
                 device.score_rows_backward(
                     logits,
                     targets.slice(chunk.clone()),
@@ -246,7 +215,7 @@ impl Resident {
                 )?;
                 let head = self.head.elements();
                 let d_normed = d_normed.slice(values);
-                device.project_back(dz, head, hidden, d_normed, Into::Replace)?;
+                device.project_back(dz, head, hidden, d_normed, Output::Replace)?;
                 let (dw, into) = gradients.product(device, &self.head)?;
                 device.weight_gradient(dz, normed, chunk.len(), dw, into)?;
             }
@@ -263,9 +232,9 @@ impl Resident {
     ) -> Result<(), PolicyError> {
         let scored = &mut pass.scored;
         let count = scored.rows.len() * self.shape.hidden;
-        let floats = scored.floats.sized(&self.device, count)?;
+        let floats = scored.floats.sized(&self.device, Kind::F32, count)?;
         floats.write(&d_hidden[..count])?;
-        self.device.narrow(floats, scored.d_normed.sized(&self.device, count)?)?;
+        self.device.narrow(floats, scored.d_normed.sized(&self.device, Kind::Element, count)?)?;
         self.backward_selected(pass, gradients)
     }
 
@@ -278,18 +247,18 @@ impl Resident {
         let eps = self.shape.rms_norm_eps as f32;
         let DevicePass { words, places, inputs, layers, scratch, scored, g, .. } = pass;
         let total = places.rows * hidden;
-        let g = g.sized(device, total)?;
+        let g = g.sized(device, Kind::Element, total)?;
         g.clear()?;
         let count = scored.rows.len() * hidden;
         if count > 0 {
-            let d_selected = scored.d_selected.sized(device, count)?;
+            let d_selected = scored.d_selected.sized(device, Kind::Element, count)?;
             let (scales, partial) = scratch.statistics();
             norm_backward(
                 device,
                 &self.final_norm,
                 scored.selected.get(count),
                 scored.d_normed.get(count),
-                (d_selected, Into::Replace),
+                (d_selected, Output::Replace),
                 eps,
                 scales,
                 partial,
@@ -325,7 +294,7 @@ impl Resident {
         inverse_temperature: f32,
     ) -> Result<(), PolicyError> {
         let (head, hidden) = (self.head.elements(), self.shape.hidden);
-        self.device.project(normed, head, hidden, logits, Into::Replace, inverse_temperature)
+        self.device.project(normed, head, hidden, logits, Output::Replace, inverse_temperature)
     }
 
     fn attend(&self, it: Attended<'_>, tiles: View<'_>) -> Result<(), PolicyError> {

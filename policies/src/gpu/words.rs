@@ -8,7 +8,7 @@ use super::kernels::{SegmentViews, Segments};
 use crate::error::PolicyError;
 
 /// Stretches of u32 that go to the device together.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Words {
     values: Vec<u32>,
     room: Room,
@@ -23,12 +23,6 @@ pub(crate) struct SegmentStretches {
     order: Stretch,
     starts: Stretch,
     targets: Stretch,
-}
-
-impl Default for Words {
-    fn default() -> Self {
-        Self { values: Vec::new(), room: Room::of(Kind::U32) }
-    }
 }
 
 impl Words {
@@ -54,7 +48,7 @@ impl Words {
 
     /// Uploads all stretches.
     pub(crate) fn upload(&mut self, device: &Device) -> Result<(), PolicyError> {
-        self.room.sized(device, self.values.len())?.write(&self.values)
+        self.room.sized(device, Kind::U32, self.values.len())?.write(&self.values)
     }
 
     /// A stretch on the device.

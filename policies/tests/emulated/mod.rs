@@ -20,17 +20,17 @@ use tallow_policies::gpu::{Device, kernels};
 
 /// An emulated device; where no C++ compiler is, nothing, and says that the test is skipped.
 pub fn device(precision: Precision) -> Option<Device> {
-    let Some(library) = library(precision) else {
+    let Some(compiled) = library(precision) else {
         eprintln!("SKIPPED: no C++ compiler (c++) to run the GPU's kernels with");
         return None;
     };
     let memory = Mutex::new(HashMap::new());
-    Some(Device::new(Arc::new(Emulated { library, precision, memory })))
+    Some(Device::new(Arc::new(Emulated { compiled, precision, memory })))
 }
 
 #[derive(Debug)]
 struct Emulated {
-    library: &'static Library,
+    compiled: &'static Library,
     precision: Precision,
     /// What is allocated, by address.
     memory: Mutex<HashMap<u64, Vec<Aligned>>>,
@@ -217,7 +217,7 @@ impl Driver for Emulated {
     }
 
     fn launch(&self, launch: &Launch<'_>) -> Result<(), PolicyError> {
-        let kernel = &self.library.kernels[launch.kernel];
+        let kernel = &self.compiled.kernels[launch.kernel];
         let element = if self.precision == Precision::Bf16 { 'B' } else { 'F' };
         let found: String = launch
             .arguments
@@ -252,7 +252,7 @@ impl Driver for Emulated {
         let ((x, y), threads, shared) = (launch.grid, launch.threads, launch.shared_bytes);
         // SAFETY: number and types of the arguments were compared with the kernel's own above.
         let problem = unsafe {
-            let run = self.library.launch;
+            let run = self.compiled.launch;
             let problem = run(kernel.run, x, y, threads, shared, pointers.as_ptr());
             (!problem.is_null()).then(|| CStr::from_ptr(problem).to_string_lossy().into_owned())
         };
