@@ -1,6 +1,8 @@
 //! `tallow verify`: judges a JSONL of cases in bulk, in parallel, in order.
 
+use std::collections::HashMap;
 use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use clap::Args;
@@ -18,9 +20,11 @@ use crate::rollout::episode::contained;
 /// Judge a file of cases with a verifier.
 ///
 /// A case is `{"id", "gold", "pred"}`, where `pred` is a reply and `gold` the answer it should give
-/// (a string, or an object for verifiers with structured references).
+/// (a string, or an object for verifiers with structured references). It may carry `options`, an
+/// object that goes before the `--set` options for this case, and any of them that is about the
+/// form of the case (`gold_form`, `pred_form`) as a field of its own.
 #[derive(Args)]
-#[command(after_help = "Example: tallow verify numeric --cases cases.jsonl --out verdicts.jsonl")]
+#[command(after_help = "Example: tallow verify math --cases cases.jsonl --out verdicts.jsonl")]
 pub struct VerifyArgs {
     /// A verifier, see `tallow list verifiers`.
     name: String,
@@ -37,17 +41,13 @@ pub struct VerifyArgs {
 
 /// `tallow verify`.
 pub fn verify(args: &VerifyArgs, common: &Common, registry: &Registry) -> Result<(), Error> {
-    let options = options(&args.set)?;
-    let verifier = registry
-        .verifiers
-        .build(&args.name, options)
-        .map_err(|fault| refused(fault, "see `tallow list verifiers --long`"))?;
+    let judges = Judges::new(registry, &args.name, options(&args.set)?)?;
     let output = Output::open(args.out.as_deref())?;
     let cases = read_jsonl(&args.cases)?;
     let verdicts: Vec<Value> = cases
         .par_iter()
         .map(|(line, case)| {
-            judge(&*verifier, case).map_err(|problem| {
+            judges.judge(case).map_err(|problem| {
                 Error::Data(format!("{}:{line}: {problem}", args.cases.display()))
             })
         })
@@ -95,7 +95,66 @@ pub fn options(set: &[String]) -> Result<Value, Error> {
     Ok(Value::Object(options))
 }
 
-fn judge(verifier: &dyn Verifier, case: &Map<String, Value>) -> Result<Value, String> {
+/// A verifier under the options of a run, and under those that single cases ask for.
+pub struct Judges<'a> {
+    registry: &'a Registry,
+    name: &'a str,
+    options: Value,
+    /// Which of the fields that say the form of a case the verifier knows.
+    forms: Vec<&'static str>,
+    built: Mutex<HashMap<String, Arc<dyn Verifier>>>,
+}
+
+impl<'a> Judges<'a> {
+    /// Builds the verifier under the options of the run, so that a mistake in them is seen first.
+    pub fn new(registry: &'a Registry, name: &'a str, options: Value) -> Result<Self, Error> {
+        let verifier = registry
+            .verifiers
+            .build(name, options.clone())
+            .map_err(|fault| refused(fault, "see `tallow list verifiers --long`"))?;
+        let known = registry.verifiers.get(name).map(|it| it.default_options());
+        let forms = ["gold_form", "pred_form"]
+            .into_iter()
+            .filter(|form| known.as_ref().is_some_and(|it| it.get(form).is_some()))
+            .collect();
+        let built = Mutex::new(HashMap::from([(options.to_string(), verifier)]));
+        Ok(Self { registry, name, options, forms, built })
+    }
+
+    /// The verifier for a case.
+    pub fn verifier(&self, case: &Map<String, Value>) -> Result<Arc<dyn Verifier>, String> {
+        let mut options = self.options.clone();
+        if let Value::Object(options) = &mut options {
+            if let Some(Value::Object(own)) = case.get("options") {
+                options.extend(own.clone());
+            }
+            for form in &self.forms {
+                if let Some(value) = case.get(*form).filter(|it| !it.is_null()) {
+                    options.insert((*form).to_owned(), value.clone());
+                }
+            }
+        }
+        let key = options.to_string();
+        let mut built = self.built.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(verifier) = built.get(&key) {
+            return Ok(Arc::clone(verifier));
+        }
+        let verifier = self
+            .registry
+            .verifiers
+            .build(self.name, options)
+            .map_err(|fault| format!("its options: {fault}"))?;
+        built.insert(key, Arc::clone(&verifier));
+        Ok(verifier)
+    }
+
+    fn judge(&self, case: &Map<String, Value>) -> Result<Value, String> {
+        judge(&*self.verifier(case)?, case)
+    }
+}
+
+/// The transcript and reference of a case.
+pub fn parts(case: &Map<String, Value>) -> Result<(Transcript, Reference), String> {
     let Some(pred) = case.get("pred").and_then(Value::as_str) else {
         let fields: Vec<&str> = case.keys().map(String::as_str).collect();
         return Err(format!("no text field `pred`; the line has {}", fields.join(", ")));
@@ -110,10 +169,15 @@ fn judge(verifier: &dyn Verifier, case: &Map<String, Value>) -> Result<Value, St
         messages: vec![Message::user(""), Message::assistant(pred)],
         stop: StopReason::Finished,
     };
+    Ok((transcript, reference))
+}
+
+fn judge(verifier: &dyn Verifier, case: &Map<String, Value>) -> Result<Value, String> {
+    let (transcript, reference) = parts(case)?;
     let clock = Instant::now();
     let verdict = contained("the verifier", || verifier.verify(&transcript, &reference))
         .and_then(|it| it.map_err(|e| e.to_string()));
-    let us = clock.elapsed().as_micros() as u64;
+    let us = clock.elapsed().as_nanos() as f64 / 1e3;
     let id = case.get("id").cloned().unwrap_or(Value::Null);
     Ok(match verdict {
         Ok(verdict) => json!({

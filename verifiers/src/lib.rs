@@ -26,6 +26,7 @@ pub mod number;
 pub mod countdown;
 pub mod exact;
 pub mod format;
+pub mod math;
 pub mod numeric;
 pub mod rubric;
 
@@ -40,6 +41,7 @@ pub const BUILTIN: &[VerifierEntry] = &[
     VerifierEntry::of::<countdown::CountdownConfig>(),
     VerifierEntry::of::<exact::ExactConfig>(),
     VerifierEntry::of::<format::FormatConfig>(),
+    VerifierEntry::of::<math::MathConfig>(),
     VerifierEntry::of::<numeric::NumericConfig>(),
     VerifierEntry::of::<rubric::RubricConfig>(),
 ];
