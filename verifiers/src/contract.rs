@@ -9,8 +9,9 @@ use serde_json::Value;
 
 use crate::{
     answer_span::excerpt,
+    attack::attack,
     error::VerifyError,
-    registry::{VerifierEntry, Verifiers},
+    registry::{ContractCase, VerifierEntry, Verifiers},
     transcript::{StopReason, Transcript},
     verifier::{Outcome, Reference, ReferenceKind, Verdict, Verifier},
 };
@@ -21,7 +22,8 @@ use crate::{
 /// - every case gets its known outcome, with full reward exactly when it should;
 /// - the same transcript gets the same verdict twice, alone and in a group;
 /// - no hostile reply makes it panic, err or pay a reward that is not in `0.0..=1.0`;
-/// - a reference of a kind it does not list is an error.
+/// - a reference of a kind it does not list is an error;
+/// - no [exploit](crate::attack) gets a reward, of the classes that it does not accept by design.
 ///
 /// # Errors
 /// Every breach, one sentence each.
@@ -115,7 +117,40 @@ pub fn check_verifier(entry: &VerifierEntry, verifiers: &Verifiers) -> Result<()
             }
         }
     }
+    for breach_of_class in attacked(entry, verifiers, &cases) {
+        breach(breach_of_class);
+    }
     if breaches.is_empty() { Ok(()) } else { Err(breaches) }
+}
+
+/// What the exploits got out of the verifier under the options and references of its cases.
+fn attacked(entry: &VerifierEntry, verifiers: &Verifiers, cases: &[ContractCase]) -> Vec<String> {
+    let built: Vec<_> = cases
+        .iter()
+        .filter_map(|case| {
+            Some((entry.build(case.options.clone(), verifiers).ok()?, &case.reference))
+        })
+        .collect();
+    // A few references tell: most classes do not look at them.
+    let tasks: Vec<_> = built
+        .iter()
+        .step_by(built.len().div_ceil(12).max(1))
+        .map(|(verifier, reference)| ("", *reference, verifier.as_ref()))
+        .collect();
+    let Ok(reports) = caught(|| attack(&tasks)) else {
+        return vec!["panicked at an exploit".to_owned()];
+    };
+    let mut breaches = Vec::new();
+    for report in reports {
+        let by_design = entry.accepts().contains(&report.class);
+        if let Some(example) = report.example.filter(|_| !by_design) {
+            breaches.push(format!("rewards the exploit {example} of class {}", report.class));
+        }
+        if report.broken > 0 {
+            breaches.push(format!("breaks at exploits of class {}", report.class));
+        }
+    }
+    breaches
 }
 
 /// Replies that have broken parsers: verifiers and episodes must survive them all.
@@ -228,7 +263,7 @@ mod tests {
     use serde::{Deserialize, Serialize};
 
     use super::*;
-    use crate::{config_fault::ConfigFault, registry::ContractCase, registry::VerifierConfig};
+    use crate::{config_fault::ConfigFault, registry::VerifierConfig};
 
     /// Breaks every clause: pays 2, changes its mind, panics at NUL, takes any reference.
     #[derive(Default, Deserialize, Serialize)]

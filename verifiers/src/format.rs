@@ -48,6 +48,8 @@ impl VerifierConfig for FormatConfig {
     const NAME: &'static str = "format";
     const SUMMARY: &'static str =
         "tagged sections in order, each once, and nothing outside; or markers in text";
+    // It judges the form alone.
+    const ACCEPTS: &'static [&'static str] = &["format_only", "prompt_injection"];
 
     fn build(&self, _verifiers: &Verifiers) -> Result<Arc<dyn Verifier>, ConfigFault> {
         if self.tags.is_empty() && self.markers.is_empty() {

@@ -17,6 +17,7 @@ pub mod error;
 pub mod config_fault;
 pub mod registry;
 
+pub mod attack;
 pub mod contract;
 
 pub mod answer_span;

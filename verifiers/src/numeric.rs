@@ -44,6 +44,8 @@ impl VerifierConfig for NumericConfig {
     const NAME: &'static str = "numeric";
     const SUMMARY: &'static str =
         "the final number, compared exactly: boxed, tagged, marked or last";
+    // The last number and the last box count, whatever stands before them.
+    const ACCEPTS: &'static [&'static str] = &["hedge", "several_boxes"];
 
     fn build(&self, _verifiers: &Verifiers) -> Result<Arc<dyn Verifier>, ConfigFault> {
         if self.after.as_deref() == Some("") {

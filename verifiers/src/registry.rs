@@ -21,6 +21,9 @@ pub trait VerifierConfig: DeserializeOwned + Serialize + Default {
     const NAME: &'static str;
     /// One line for `tallow list`: lower case, no full stop.
     const SUMMARY: &'static str;
+    /// Classes of [exploits](crate::attack) that it rewards by design, because what it judges is
+    /// not the answer.
+    const ACCEPTS: &'static [&'static str] = &[];
 
     /// Makes the verifier; `verifiers` is the table to build children from.
     ///
@@ -57,6 +60,7 @@ pub struct VerifierEntry {
     build: Build,
     default_options: fn() -> Value,
     cases: fn() -> Vec<ContractCase>,
+    accepts: &'static [&'static str],
 }
 
 impl VerifierEntry {
@@ -71,6 +75,7 @@ impl VerifierEntry {
                     .expect("options are plain data with text keys, which always serialise")
             },
             cases: C::cases,
+            accepts: C::ACCEPTS,
         }
     }
 
@@ -99,6 +104,11 @@ impl VerifierEntry {
     /// All options at their defaults.
     pub fn default_options(&self) -> Value {
         (self.default_options)()
+    }
+
+    /// Classes of exploits that it rewards by design.
+    pub fn accepts(&self) -> &'static [&'static str] {
+        self.accepts
     }
 
     /// Replies with known verdicts.

@@ -53,6 +53,8 @@ impl VerifierConfig for RubricConfig {
     const NAME: &'static str = "rubric";
     const SUMMARY: &'static str =
         "a weighted sum of other verifiers; the first decides the outcome";
+    // What its parts accept: `numeric` takes the last number.
+    const ACCEPTS: &'static [&'static str] = &["hedge", "several_boxes"];
 
     fn build(&self, verifiers: &Verifiers) -> Result<Arc<dyn Verifier>, ConfigFault> {
         if self.parts.is_empty() {

@@ -242,6 +242,11 @@ fn pair(gold: &str, answer: &str, options: &MathConfig) -> Judgement {
         Err(Unparsed::Empty) => return judged(Status::GoldUnparsed, "empty"),
         Err(_) => return judged(Status::GoldUnparsed, "grammar"),
     };
+    if let Node::Text(_) = tree.get(gold_root)
+        && words::normal(gold).is_empty()
+    {
+        return judged(Status::GoldUnparsed, "empty");
+    }
     let mut fuel = Fuel::new(BUDGET);
     let answer_root = match parser::parse(answer, &mut tree, &mut fuel) {
         Ok(root) => root,
