@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use rand::RngExt;
+use rayon::prelude::*;
 use serde_json::{Value, json};
 use tallow_envs::{Seed, Split, Task, TaskId};
 use tallow_policies::gpu::Device;
@@ -14,7 +15,7 @@ use tallow_policies::{
     Completion, Decoder, Engine, InitOptions, LoraConfig, ModelConfig, Request, SamplingParams,
     TokenId, Tokenizer,
 };
-use tallow_verifiers::{Message, Reference, StopReason, Transcript, Verdict};
+use tallow_verifiers::{Message, Reference, StopReason, Transcript, Verdict, Verifier};
 
 use crate::algorithms::AlgorithmConfig;
 use crate::algorithms::grpo::GrpoConfig;
@@ -348,4 +349,54 @@ fn median(mut values: Vec<f64>) -> f64 {
 
 fn rounded(value: f64) -> f64 {
     (value * 1e4).round() / 1e4
+}
+
+/// Verdicts of a verifier: on one thread with the time of each case, then on all threads.
+///
+/// # Errors
+/// If there are no cases.
+pub fn verify(
+    name: &str,
+    cases: &[(Arc<dyn Verifier>, Transcript, Reference)],
+    repeat: usize,
+) -> Result<Value, Error> {
+    if cases.is_empty() {
+        return Err(Error::usage("no cases to judge", "give a file with at least one line"));
+    }
+    let repeat = repeat.max(1);
+    let mut times = vec![Vec::with_capacity(repeat); cases.len()];
+    let mut rounds = Vec::with_capacity(repeat);
+    for _ in 0..repeat {
+        let round = Instant::now();
+        for ((verifier, transcript, reference), times) in cases.iter().zip(&mut times) {
+            let clock = Instant::now();
+            std::hint::black_box(verifier.verify(transcript, reference).is_ok());
+            times.push(clock.elapsed().as_secs_f64() * 1e6);
+        }
+        rounds.push(round.elapsed().as_secs_f64());
+    }
+    let mut all = Vec::with_capacity(repeat);
+    for _ in 0..repeat {
+        let round = Instant::now();
+        cases.par_iter().for_each(|(verifier, transcript, reference)| {
+            std::hint::black_box(verifier.verify(transcript, reference).is_ok());
+        });
+        all.push(round.elapsed().as_secs_f64());
+    }
+    let mut of_cases: Vec<f64> = times.into_iter().map(median).collect();
+    of_cases.sort_by(f64::total_cmp);
+    let at = |share: f64| of_cases[((of_cases.len() - 1) as f64 * share) as usize];
+    let count = cases.len() as f64;
+    Ok(json!({
+        "bench": "verify",
+        "verifier": name,
+        "cases": cases.len(),
+        "verdicts_s": count / median(rounds),
+        "mean_us": of_cases.iter().sum::<f64>() / count,
+        "p50_us": at(0.5),
+        "p99_us": at(0.99),
+        "max_us": at(1.0),
+        "threads": rayon::current_num_threads(),
+        "all_threads_verdicts_s": count / median(all),
+    }))
 }

@@ -1,7 +1,12 @@
 //! Tasks from a file of JSON objects, one a line, by mapping its fields.
 //!
-//! GSM8K, for instance, needs `path`, `answer_after = "####"` and `reply = "answer"`: the worked
-//! solution is a reply in the style `reference`, and what follows its last `####` is the answer.
+//! Ready mappings:
+//!
+//! | data | options besides `path` |
+//! |---|---|
+//! | GSM8K | `answer_after = "####"`, `reply = "answer"`: the worked solution is a reply in the style `reference`, and what follows its last `####` is the answer |
+//! | MATH | `prompt = "problem"`, `answer = "solution"`, `reply = "solution"`, `judge = "math"`: the boxes of the solution are the answer, all of them where there are two; `only = { level = ["Level 1"] }` |
+//! | SVAMP | `prompt = "{Body} {Question}"`, `answer = "Answer"`, `judge = "math"` |
 //!
 //! Files may be compressed with gzip or zstd, which is told by their first bytes, not their names.
 //! Without a `test_path`, an eighth of the prompts is held out by hash, so that equal prompts always
@@ -9,7 +14,7 @@
 //! file's SHA-256 and the counts are the environment's provenance.
 
 use std::{
-    collections::HashSet,
+    collections::{BTreeMap, HashSet},
     io::Read,
     path::{Path, PathBuf},
     sync::Arc,
@@ -48,8 +53,12 @@ pub struct JsonlConfig {
     pub answer_after: Option<String>,
     /// A field that holds a whole right reply, for the style `reference`.
     pub reply: Option<String>,
-    /// Which verifier judges by default. Both look after `answer_after`, if that is set.
+    /// Which verifier judges by default. `numeric` and `exact` look after `answer_after`, if that is
+    /// set.
     pub judge: Judge,
+    /// Lines that are taken, by the values of their fields: `{ level = ["Level 1", "Level 2"] }`;
+    /// others are left out. Unset, all lines are.
+    pub only: BTreeMap<String, Vec<String>>,
 }
 
 /// Who judges the tasks of a file by default.
@@ -61,6 +70,8 @@ pub enum Judge {
     Numeric,
     /// Answers are text.
     Exact,
+    /// Answers are mathematics, however written.
+    Math,
 }
 
 impl Default for JsonlConfig {
@@ -74,6 +85,7 @@ impl Default for JsonlConfig {
             answer_after: None,
             reply: None,
             judge: Judge::Numeric,
+            only: BTreeMap::new(),
         }
     }
 }
@@ -134,13 +146,28 @@ impl JsonlConfig {
             let line = Line { source, number: at + 1 };
             let object: Map<String, Value> = serde_json::from_slice(bytes)
                 .map_err(|error| line.fault(source.key, format!("not a JSON object: {error}")))?;
-            rows.push(self.row(&object, line, template)?);
+            if self.takes(&object, line)? {
+                rows.push(self.row(&object, line, template)?);
+            }
         }
         if rows.is_empty() {
-            return Err(ConfigFault::new(source.key, format!("{}: no lines", source.name))
-                .expected("one JSON object a line"));
+            let problem = match self.only.is_empty() {
+                true => format!("{}: no lines", source.name),
+                false => format!("{}: `only` leaves no line", source.name),
+            };
+            return Err(ConfigFault::new(source.key, problem).expected("one JSON object a line"));
         }
         Ok(rows)
+    }
+
+    /// Whether the fields of a line have the values that `only` asks for.
+    fn takes(&self, object: &Map<String, Value>, line: Line<'_>) -> Result<bool, ConfigFault> {
+        for (name, values) in &self.only {
+            if !values.contains(&line.field(object, "only", name)?) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     fn row(
@@ -406,6 +433,8 @@ impl Environment for Jsonl {
         let name = match self.config.judge {
             Judge::Numeric => "numeric",
             Judge::Exact => "exact",
+            // It finds the answer behind every marker by itself.
+            Judge::Math => return ("math", json!({})),
         };
         match &self.config.answer_after {
             Some(marker) => (name, json!({ "after": marker })),
@@ -494,6 +523,38 @@ mod tests {
         assert_eq!(task.notes["line"], 4);
         assert_eq!(environment.gold_reply(&task).as_deref(), Some("six is\n#### 6"));
         assert_eq!(environment.reply(&task, "bare", Seed(0)).as_deref(), Some("#### 6"));
+    }
+
+    #[test]
+    fn math_takes_the_boxes_of_a_solution_and_the_levels_asked_for() {
+        let file = r#"{"problem": "2x=1", "solution": "Halve: $x = \\boxed{\\frac{1}{2}}.$", "level": "Level 1"}
+{"problem": "hard", "solution": null, "level": "Level 5"}
+"#;
+        let options = json!({
+            "prompt": "problem",
+            "answer": "solution",
+            "judge": "math",
+            "only": { "level": ["Level 1", "Level 2"] },
+        });
+        let test = r#"{"problem": "other", "solution": "\\boxed{3}", "level": "Level 2"}"#;
+        let environment =
+            built(file.as_bytes(), Some(test.as_bytes()), options).expect("the file is sound");
+        assert_eq!(environment.len(Split::Train), 1);
+        let task = environment.task(Split::Train, 0).expect("a task");
+        let (name, options) = environment.default_verifier();
+        let verifier =
+            tallow_verifiers::Verifiers::builtin().build(name, options).expect("its defaults");
+        let outcome = |reply: &str| {
+            let transcript = tallow_verifiers::Transcript::of_reply(Vec::new(), reply);
+            verifier.verify(&transcript, &task.reference).expect("a verdict").outcome
+        };
+        assert_eq!(outcome("so $x=0.5$"), tallow_verifiers::Outcome::Correct);
+        assert_eq!(outcome("so $x=2$"), tallow_verifiers::Outcome::Incorrect);
+
+        let only = json!({ "only": { "level": ["9"] } });
+        check_fault(THREE, only, "path", "train.jsonl: `only` leaves no line");
+        let only = json!({ "only": { "grade": ["9"] } });
+        check_fault(THREE, only, "only", "train.jsonl:1: there is no field `grade`");
     }
 
     #[test]

@@ -4,9 +4,12 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
+use super::verify::{Judges, options, parts};
 use super::{Common, say};
 use crate::bench::{self, BenchModel};
+use crate::documents::read_jsonl;
 use crate::error::Error;
+use crate::registry::Registry;
 
 /// Measure speed on this machine; prints one JSON line.
 #[derive(Args)]
@@ -74,6 +77,20 @@ enum What {
         #[arg(long, default_value_t = 64)]
         new_tokens: usize,
     },
+    /// Verdicts, on one thread and on all.
+    Verify {
+        /// A verifier, see `tallow list verifiers`.
+        name: String,
+        /// The cases, in the format of `tallow verify`.
+        #[arg(long, value_name = "FILE")]
+        cases: PathBuf,
+        /// Times that each case is judged; its time is the median.
+        #[arg(long, default_value_t = 5)]
+        repeat: usize,
+        /// Change an option of the verifier.
+        #[arg(long = "set", value_name = "KEY=VALUE")]
+        set: Vec<String>,
+    },
 }
 
 #[derive(Args)]
@@ -87,7 +104,7 @@ struct ModelArgs {
 }
 
 /// `tallow bench`.
-pub fn bench(args: &BenchArgs, common: &Common) -> Result<(), Error> {
+pub fn bench(args: &BenchArgs, common: &Common, registry: &Registry) -> Result<(), Error> {
     let device = common.open_device()?;
     let load = |model: &ModelArgs| {
         BenchModel::load(&model.model, model.random_init, common.seed, device.clone())
@@ -109,6 +126,16 @@ pub fn bench(args: &BenchArgs, common: &Common) -> Result<(), Error> {
         }
         What::Generate { model, batch, prompt_tokens, new_tokens } => {
             bench::generate(&load(model)?, *batch, *prompt_tokens, *new_tokens)?
+        }
+        What::Verify { name, cases: path, repeat, set } => {
+            let judges = Judges::new(registry, name, options(set)?)?;
+            let mut cases = Vec::new();
+            for (line, case) in read_jsonl(path)? {
+                let place = |problem| Error::Data(format!("{}:{line}: {problem}", path.display()));
+                let (transcript, reference) = parts(&case).map_err(place)?;
+                cases.push((judges.verifier(&case).map_err(place)?, transcript, reference));
+            }
+            bench::verify(name, &cases, *repeat)?
         }
     };
     say(&line.to_string());

@@ -1,6 +1,7 @@
 //! The command line. One file a group of verbs; this one parses, and is the only place that prints
 //! errors.
 
+mod attack;
 mod chat;
 mod list;
 mod measure;
@@ -90,6 +91,7 @@ enum Verb {
     Check(run::CheckArgs),
     List(list::ListArgs),
     Verify(verify::VerifyArgs),
+    Attack(attack::AttackArgs),
     Generate(model::GenerateArgs),
     Score(model::ScoreArgs),
     Eval(model::EvalArgs),
@@ -136,6 +138,7 @@ fn dispatch(cli: Cli, registry: &Registry) -> Result<(), Error> {
         Verb::Check(args) => run::check(&args, common, registry),
         Verb::List(args) => list::list(&args, common, registry),
         Verb::Verify(args) => verify::verify(&args, common, registry),
+        Verb::Attack(args) => attack::run(&args, common, registry),
         Verb::Generate(args) => model::generate(&args, common),
         Verb::Score(args) => model::score(&args, common),
         Verb::Eval(args) => model::eval(&args, common, registry),
@@ -146,7 +149,7 @@ fn dispatch(cli: Cli, registry: &Registry) -> Result<(), Error> {
             say(&format!("{}\n{}", written.html.display(), written.markdown.display()));
             Ok(())
         }
-        Verb::Bench(args) => measure::bench(&args, common),
+        Verb::Bench(args) => measure::bench(&args, common, registry),
     }
 }
 

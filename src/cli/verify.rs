@@ -159,17 +159,23 @@ pub fn parts(case: &Map<String, Value>) -> Result<(Transcript, Reference), Strin
         let fields: Vec<&str> = case.keys().map(String::as_str).collect();
         return Err(format!("no text field `pred`; the line has {}", fields.join(", ")));
     };
-    let reference = match case.get("gold") {
-        None | Some(Value::Null) => Reference::None,
-        Some(Value::String(answer)) => Reference::Answer(answer.clone()),
-        Some(Value::Number(answer)) => Reference::Answer(answer.to_string()),
-        Some(other) => Reference::Custom(other.clone()),
-    };
+    let reference = reference(case);
     let transcript = Transcript {
         messages: vec![Message::user(""), Message::assistant(pred)],
         stop: StopReason::Finished,
     };
     Ok((transcript, reference))
+}
+
+/// The reference of a case: text is an answer, an object one of its kinds or a custom one.
+pub fn reference(case: &Map<String, Value>) -> Reference {
+    match case.get("gold") {
+        None | Some(Value::Null) => Reference::None,
+        Some(Value::String(answer)) => Reference::Answer(answer.clone()),
+        Some(Value::Number(answer)) => Reference::Answer(answer.to_string()),
+        Some(other) => serde_json::from_value(other.clone())
+            .unwrap_or_else(|_| Reference::Custom(other.clone())),
+    }
 }
 
 fn judge(verifier: &dyn Verifier, case: &Map<String, Value>) -> Result<Value, String> {

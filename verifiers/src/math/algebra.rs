@@ -11,6 +11,7 @@
 //! the rationals (A. S. Besicovitch, On the linear independence of fractional powers of integers,
 //! 1940); pi and e are taken to be (nobody knows it). For all others `identity.rs` decides.
 
+use astro_float_num::Consts;
 use num_bigint::BigInt;
 use num_rational::BigRational;
 use num_traits::{One, Signed, ToPrimitive, Zero};
@@ -64,6 +65,8 @@ pub struct Algebra {
     pub reductions: Vec<Option<Reduction>>,
     /// What is left of the budget.
     pub fuel: Fuel,
+    /// Digits of pi and of logarithms that were already worked out.
+    pub constants: Option<Consts>,
 }
 
 type Value = Result<Fraction, Trouble>;
@@ -71,7 +74,7 @@ type Value = Result<Fraction, Trouble>;
 impl Algebra {
     /// No generators yet.
     pub fn new(fuel: Fuel) -> Self {
-        Self { generators: Vec::new(), reductions: Vec::new(), fuel }
+        Self { generators: Vec::new(), reductions: Vec::new(), fuel, constants: None }
     }
 
     /// The generator as a value.

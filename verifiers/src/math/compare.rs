@@ -777,8 +777,17 @@ impl<'a> Comparison<'a> {
                 Some(vec![Interval { low, has_low, high, has_high }])
             }
             Node::Set(items) | Node::List(items, _) => {
+                // Points are listed in braces, inequalities without; a mixture hedges.
+                let in_braces = matches!(self.tree.get(id), Node::Set(_));
                 let mut all = Vec::new();
                 for item in items {
+                    let part = matches!(
+                        self.tree.get(*item),
+                        Node::Chain(..) | Node::Tuple { .. } | Node::Sets(..)
+                    );
+                    if part == in_braces {
+                        return Ok(None);
+                    }
                     let Some(part) = self.intervals(*item)? else { return Ok(None) };
                     all.extend(part);
                 }

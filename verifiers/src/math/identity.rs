@@ -362,8 +362,12 @@ fn difference(
     precision: usize,
     point: u64,
 ) -> Result<Option<(i64, i64)>, Trouble> {
-    let mut floats = Floats::new(precision);
-    let Some(values) = floats.generators(algebra, used, point)? else { return Ok(None) };
+    let mut floats = Floats::new(precision, algebra);
+    let values = floats.generators(algebra, used, point)?;
+    let Some(values) = values else {
+        floats.done(algebra);
+        return Ok(None);
+    };
     algebra.fuel.spend(20 * polynomial.terms.len() as u64)?;
     let mut sum = floats.zero();
     let mut scale = i64::MIN;
@@ -372,6 +376,7 @@ fn difference(
         scale = scale.max(size(&value));
         sum = floats.add(&sum, &value);
     }
+    floats.done(algebra);
     if !is_finite(&sum) || scale == i64::MIN {
         return Ok(None);
     }
@@ -397,8 +402,14 @@ struct Floats {
 }
 
 impl Floats {
-    fn new(precision: usize) -> Self {
-        Self { precision, constants: Consts::new().ok() }
+    /// Takes the constants of a pair of answers for a while; [`Self::done`] gives them back.
+    fn new(precision: usize, algebra: &mut Algebra) -> Self {
+        let constants = algebra.constants.take().or_else(|| Consts::new().ok());
+        Self { precision, constants }
+    }
+
+    fn done(self, algebra: &mut Algebra) {
+        algebra.constants = self.constants;
     }
 
     fn zero(&self) -> Complex {
@@ -894,9 +905,11 @@ pub fn approximate(
     if precision > MOST_PRECISION {
         return Ok(None);
     }
-    let mut floats = Floats::new(precision);
-    let Some(values) = floats.generators(algebra, &used, 0)? else { return Ok(None) };
-    let value = floats.fraction(value, &values);
+    let mut floats = Floats::new(precision, algebra);
+    let values = floats.generators(algebra, &used, 0)?;
+    let value = values.map(|it| floats.fraction(value, &it));
+    floats.done(algebra);
+    let Some(value) = value else { return Ok(None) };
     if !is_finite(&value) {
         return Ok(None);
     }

@@ -220,7 +220,7 @@ fn pair(gold: &str, answer: &str, options: &MathConfig) -> Judgement {
     }
     let gold = match words::marked(gold) {
         Some((letter, rest)) => {
-            if words::same(&letter.to_string(), answer) {
+            if words::same(&letter.to_string(), answer) || same_letters(gold, answer) {
                 return judged(Status::Equal, "the choice");
             }
             rest
@@ -252,7 +252,8 @@ fn pair(gold: &str, answer: &str, options: &MathConfig) -> Judgement {
         Ok(root) => root,
         Err(Unparsed::Empty) => return judged(Status::NoAnswer, "empty"),
         Err(problem) => {
-            if words::same(gold, answer) {
+            let said = matches!(tree.get(gold_root), Node::Text(_)) && words::same(gold, answer);
+            if said || same_letters(gold, answer) {
                 return judged(Status::Equal, "the same text");
             }
             return match problem {
