@@ -133,6 +133,21 @@ impl<'a> Comparison<'a> {
         let tree = self.tree;
         let (left, right) = (tree.get(gold), tree.get(answer));
 
+        // `\{x \mid x > 3\}` is an interval as much as `(3, \infty)` is.
+        let condition = |node: &Node| match node {
+            Node::Set(items) => match items.as_slice() {
+                [only] if matches!(tree.get(*only), Node::Chain(..)) => Some(*only),
+                _ => None,
+            },
+            _ => None,
+        };
+        match (condition(left), condition(right)) {
+            (Some(a), Some(b)) => return self.compared(a, b),
+            (Some(a), None) => return self.conditions(a, answer),
+            (None, Some(b)) => return self.conditions(b, gold),
+            (None, None) => {}
+        }
+
         // Equations and inequalities.
         if let (Node::Chain(..), Node::Chain(..)) = (left, right) {
             // `x in S` against an inequality is a set against it.
@@ -681,6 +696,17 @@ impl<'a> Comparison<'a> {
             })
             .copied()
             .collect()
+    }
+
+    /// Whether a condition in braces says what the other side does.
+    fn conditions(&mut self, condition: Id, other: Id) -> Answer {
+        if matches!(self.tree.get(other), Node::Chain(..)) {
+            return self.compared(condition, other);
+        }
+        match self.assignment(condition) {
+            Some((_, value)) => self.compared(value, other),
+            None => self.solutions(condition, other),
+        }
     }
 
     /// Whether the solutions of an inequality are a set.

@@ -252,7 +252,8 @@ fn pair(gold: &str, answer: &str, options: &MathConfig) -> Judgement {
         Ok(root) => root,
         Err(Unparsed::Empty) => return judged(Status::NoAnswer, "empty"),
         Err(problem) => {
-            let said = matches!(tree.get(gold_root), Node::Text(_)) && words::same(gold, answer);
+            let words = matches!(tree.get(gold_root), Node::Text(_)) || is_choice(&tree, gold_root);
+            let said = words && words::same(gold, answer);
             if said || same_letters(gold, answer) {
                 return judged(Status::Equal, "the same text");
             }

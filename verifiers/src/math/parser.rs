@@ -116,30 +116,21 @@ fn join_groups(text: &str) -> String {
 
 /// `\\frac` as `\frac`: answers that were escaped once too often.
 fn undouble(text: &str, everywhere: bool) -> String {
-    let bytes = text.as_bytes();
     let mut plain = String::with_capacity(text.len());
-    let mut copied = 0;
-    let mut at = 0;
-    while at + 2 < bytes.len() {
-        if bytes[at] == b'\\' && bytes[at + 1] == b'\\' {
-            let mark = bytes[at + 2];
-            let command = mark.is_ascii_alphabetic() || matches!(mark, b'{' | b'}' | b'|' | b',');
-            if command || (everywhere && mark == b'\\') {
-                plain.push_str(&text[copied..at]);
-                copied = at + 1;
-                at += if mark == b'\\' { 4 } else { 3 };
-                if mark == b'\\' {
-                    plain.push_str("\\\\");
-                    copied = at.min(bytes.len());
-                }
-                continue;
-            }
-            at += 2;
-            continue;
+    let mut rest = text;
+    while let Some(at) = rest.find("\\\\") {
+        plain.push_str(&rest[..at]);
+        rest = &rest[at + 2..];
+        if everywhere && let Some(after) = rest.strip_prefix("\\\\") {
+            rest = after;
+            plain.push_str("\\\\");
+        } else if rest.starts_with(|it: char| it.is_ascii_alphabetic() || "{}|,".contains(it)) {
+            plain.push('\\');
+        } else {
+            plain.push_str("\\\\");
         }
-        at += 1;
     }
-    plain.push_str(&text[copied..]);
+    plain.push_str(rest);
     plain
 }
 
@@ -917,6 +908,15 @@ impl<'a> Parser<'a, '_> {
         {
             return self.number(inner.trim_start_matches(['$', '+', '-']));
         }
+        // `\text{5 apples}`.
+        if let Some((first, rest)) = inner.split_once(' ')
+            && super::plain::plain(first).is_some_and(|it| it.whole.as_slice().len() < 40)
+            && first.bytes().all(|it| it.is_ascii_digit() || it == b'.')
+            && rest.bytes().all(|it| it.is_ascii_alphabetic() || it == b' ')
+            && !rest.split(' ').any(|it| matches!(it, "or" | "and"))
+        {
+            return self.number(first);
+        }
         // `\text{Rs.} 5`: a prefix, if a number follows at once.
         if matches!(self.peek(), Some(Kind::Number(_))) && self.at == 1 {
             return self.primary();
@@ -960,8 +960,10 @@ impl<'a> Parser<'a, '_> {
         if close(self).is_some() {
             return if braces { self.add(Node::Set(Vec::new())) } else { Err(Unparsed::Empty) };
         }
+        // In braces a bar parts a member from its condition.
+        self.bars = usize::from(braces);
         let inner = self.answer()?;
-        // `\{x \mid x > 0\}` is what its condition says.
+        // `\{x \mid x > 0\}` is the set of what its condition says.
         if braces
             && (self.take(Kind::Symbol('|'))
                 || self.take(Kind::Command("mid"))
@@ -969,7 +971,7 @@ impl<'a> Parser<'a, '_> {
         {
             let condition = self.answer()?;
             close(self).ok_or(Unparsed::Unexpected)?;
-            return Ok(condition);
+            return self.add(Node::Set(vec![condition]));
         }
         let Some(close) = close(self) else { return Err(Unparsed::Unexpected) };
         let items = match self.tree.get(inner) {

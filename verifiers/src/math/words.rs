@@ -123,11 +123,11 @@ fn chooses(answer: &str, letter: char) -> bool {
     }
     let marked = if bracket { rest.starts_with(')') } else { rest.starts_with(['.', ')', ':']) };
     // `B. C. D.` picks more than one.
-    let more = ('A'..='J').any(|other| {
-        [".", ")", ":"]
-            .iter()
-            .any(|mark| rest[1.min(rest.len())..].contains(&format!("{other}{mark}")))
-    });
+    let more = rest
+        .as_bytes()
+        .windows(2)
+        .skip(1)
+        .any(|pair| matches!(pair[0], b'A'..=b'J') && matches!(pair[1], b'.' | b')' | b':'));
     marked && !more
 }
 
