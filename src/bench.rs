@@ -351,6 +351,9 @@ fn rounded(value: f64) -> f64 {
     (value * 1e4).round() / 1e4
 }
 
+/// Reasons of verdicts whose shares are told, the most frequent ones.
+const MOST_REASONS: usize = 16;
+
 /// Verdicts of a verifier: on one thread with the time of each case, then on all threads.
 ///
 /// # Errors
@@ -364,6 +367,21 @@ pub fn verify(
         return Err(Error::usage("no cases to judge", "give a file with at least one line"));
     }
     let repeat = repeat.max(1);
+    let mut reasons = std::collections::BTreeMap::<String, usize>::new();
+    for (verifier, transcript, reference) in cases {
+        let reason = match verifier.verify(transcript, reference) {
+            Ok(verdict) => verdict.reason.unwrap_or_default(),
+            Err(_) => "unscorable".to_owned(),
+        };
+        *reasons.entry(reason).or_default() += 1;
+    }
+    let mut reasons: Vec<(String, usize)> = reasons.into_iter().collect();
+    reasons.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
+    let shares: serde_json::Map<String, Value> = reasons
+        .into_iter()
+        .take(MOST_REASONS)
+        .map(|(reason, count)| (reason, json!(count as f64 / cases.len() as f64)))
+        .collect();
     let mut times = vec![Vec::with_capacity(repeat); cases.len()];
     let mut rounds = Vec::with_capacity(repeat);
     for _ in 0..repeat {
@@ -398,5 +416,6 @@ pub fn verify(
         "max_us": at(1.0),
         "threads": rayon::current_num_threads(),
         "all_threads_verdicts_s": count / median(all),
+        "reasons": shares,
     }))
 }

@@ -65,6 +65,8 @@ pub struct Algebra {
     pub reductions: Vec<Option<Reduction>>,
     /// What is left of the budget.
     pub fuel: Fuel,
+    /// How the last difference was decided.
+    pub rule: &'static str,
     /// Digits of pi and of logarithms that were already worked out.
     pub constants: Option<Consts>,
 }
@@ -74,7 +76,13 @@ type Value = Result<Fraction, Trouble>;
 impl Algebra {
     /// No generators yet.
     pub fn new(fuel: Fuel) -> Self {
-        Self { generators: Vec::new(), reductions: Vec::new(), fuel, constants: None }
+        Self {
+            generators: Vec::new(),
+            reductions: Vec::new(),
+            fuel,
+            rule: "structure",
+            constants: None,
+        }
     }
 
     /// The generator as a value.

@@ -112,6 +112,11 @@ impl<'a> Comparison<'a> {
         self
     }
 
+    /// How the last two values were told apart or found equal.
+    pub fn rule(&self) -> &'static str {
+        self.algebra.rule
+    }
+
     /// Whether the second node is the same answer as the first.
     ///
     /// # Errors
@@ -370,6 +375,7 @@ impl<'a> Comparison<'a> {
 
     fn equal(&mut self, a: &Fraction, b: &Fraction) -> Answer {
         if a == b {
+            self.algebra.rule = "normal form";
             return Ok(true);
         }
         let left = a.above.times(&b.below, &self.algebra.reductions, &mut self.algebra.fuel);
@@ -388,6 +394,7 @@ impl<'a> Comparison<'a> {
     fn close(&mut self, a: &Fraction, b: &Fraction, gold: Id, answer: Id) -> Answer {
         if let (Some(x), Some(y)) = (a.as_constant(), b.as_constant()) {
             let decimal = self.decimal[gold as usize] || self.decimal[answer as usize];
+            self.algebra.rule = "rationals";
             return Ok(x == y || (decimal && rounds(&x, &y, self.options.float_rounding)));
         }
         if self.equal(a, b)? {
@@ -403,6 +410,7 @@ impl<'a> Comparison<'a> {
             return Ok(false);
         };
         let places = self.options.float_rounding;
+        self.algebra.rule = "rounding";
         Ok(rounds(&x.0, &y.0, places) && rounds(&x.1, &y.1, places))
     }
 

@@ -44,6 +44,7 @@ pub fn is_zero(
     polynomial: &Polynomial,
     seed: u64,
 ) -> Result<Option<bool>, Trouble> {
+    algebra.rule = "normal form";
     if polynomial.is_zero() {
         return Ok(Some(true));
     }
@@ -51,8 +52,10 @@ pub fn is_zero(
         return Ok(Some(false));
     }
     if let Some(zero) = by_residues(algebra, polynomial, seed)? {
+        algebra.rule = "residues";
         return Ok(Some(zero));
     }
+    algebra.rule = "floats";
     by_numbers(algebra, polynomial, seed)
 }
 

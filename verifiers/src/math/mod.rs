@@ -278,11 +278,12 @@ fn pair(gold: &str, answer: &str, options: &MathConfig) -> Judgement {
     let mut comparison = Comparison::new(&tree, Algebra::new(fuel), options, seed);
     let mut decided = comparison.same(gold_root, answer_root);
     if decided == Ok(false) && comparison.degrees_on_one_side(gold_root) {
-        decided = comparison.without_degrees().same(gold_root, answer_root);
+        comparison = comparison.without_degrees();
+        decided = comparison.same(gold_root, answer_root);
     }
     match decided {
-        Ok(true) => judged(Status::Equal, "values"),
-        Ok(false) => judged(Status::NotEqual, "values"),
+        Ok(true) => judged(Status::Equal, comparison.rule()),
+        Ok(false) => judged(Status::NotEqual, comparison.rule()),
         Err(_) => judged(Status::Limit, "work"),
     }
 }
