@@ -48,7 +48,7 @@ fn math_routes(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("verify/math_routes");
     for (name, gold, reply) in ROUTES {
         group.bench_function(name, |bencher| {
-            bencher.iter(|| black_box(judge(gold, reply, &options)))
+            bencher.iter(|| black_box(judge(gold, reply, &options)));
         });
     }
     // The search alone is linear: a long reply costs what it is long.

@@ -6,16 +6,12 @@
 Needs math-verify in the Python that runs it (figures of ours: 0.9.0). Cases are those of `tallow verify`
 (id, gold, pred, gold_form, pred_form, options), with `expected` where the truth is known. Math-Verify
 judges an evenly spread sample of the rows, because it does some hundred a second; tallow judges the whole
-file, on one thread. Accuracy is that of both on the sample. A bare gold is put in $...$ and a bare answer
-in \\boxed{...} for Math-Verify; its time is that of both parses and the comparison, with its own limit of
-five seconds each, and a row that met it counts once under timeouts. Each of its passes starts with empty
-caches and compiled patterns. Each pair runs both sides, the first of them in turn; ratios are medians over
-the pairs, with the smallest and the largest behind them. Nothing else should run meanwhile.
+file. A bare gold is put in $...$ and a bare answer in \\boxed{...} for it. Each pair runs both sides, the
+first of them in turn; ratios are medians over the pairs. Nothing else should run meanwhile.
 """
 
 import argparse
 import json
-import logging
 import statistics
 import subprocess
 import sys
@@ -24,7 +20,6 @@ import time
 from pathlib import Path
 
 from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify
-from sympy.core.cache import clear_cache
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--cases", type=Path, required=True)
@@ -33,28 +28,9 @@ parser.add_argument("--pairs", type=int, default=3)
 parser.add_argument("--sample", type=int, default=400)
 parser.add_argument("--json", action="store_true")
 args = parser.parse_args()
-if args.pairs < 1 or args.sample < 1:
-    parser.error("--pairs and --sample are at least 1")
 
 rows = [json.loads(line) for line in args.cases.open(encoding="utf-8") if line.strip()]
-if not rows:
-    parser.error("no cases")
-count = min(args.sample, len(rows))
-sample = [rows[at * len(rows) // count] for at in range(count)]
-
-
-class Timeouts(logging.Handler):
-    """Math-Verify only logs that it gave up, and goes on with no answer or with false."""
-
-    seen = 0
-
-    def emit(self, record):
-        self.seen += record.getMessage().startswith("Timeout during")
-
-
-timeouts = Timeouts()
-logging.getLogger("math_verify").addHandler(timeouts)
-logging.getLogger("math_verify").propagate = False
+sample = rows[:: max(1, -(-len(rows) // args.sample))]
 
 
 def judge_peer(row):
@@ -73,19 +49,14 @@ def judge_peer(row):
 
 
 def peer():
-    clear_cache()
-    judge_peer({"gold": "\\frac{1}{2}", "pred": "0.5", "pred_form": "answer"})
-    times, verdicts, timed_out, errors = [], {}, 0, 0
+    times, verdicts = [], {}
     for row in sample:
-        before = timeouts.seen
         start = time.perf_counter()
         try:
             verdicts[row["id"]] = judge_peer(row)
         except Exception:
-            verdicts[row["id"]] = None
-            errors += 1
+            verdicts[row["id"]] = False
         times.append((time.perf_counter() - start) * 1e6)
-        timed_out += timeouts.seen > before
     times.sort()
     at = lambda share: times[int((len(times) - 1) * share)]
     return {
@@ -93,78 +64,56 @@ def peer():
         "p50_us": at(0.5),
         "p99_us": at(0.99),
         "max_us": at(1.0),
-        "timeouts": timed_out,
-        "errors": errors,
     }, verdicts
 
 
-def run(command):
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode != 0:
-        sys.exit(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
-    return done.stdout
-
-
-def own():
-    command = [args.tallow, "bench", "verify", "math", "--cases", str(args.cases)]
-    return json.loads(run([*command, "--threads", "1", "--repeat", "1", "--json"]).strip().splitlines()[-1])
+def own(path, repeat=1):
+    command = [args.tallow, "bench", "verify", "math", "--cases", str(path), "--threads", "1", "--repeat", str(repeat), "--json"]
+    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
 def own_verdicts():
     with tempfile.TemporaryDirectory() as folder:
         cases, out = Path(folder) / "cases.jsonl", Path(folder) / "out.jsonl"
         cases.write_text("".join(json.dumps(row) + "\n" for row in sample), encoding="utf-8")
-        run([args.tallow, "verify", "math", "--cases", str(cases), "--out", str(out), "-q"])
-        return {row["id"]: row["verdict"] for row in map(json.loads, out.open(encoding="utf-8"))}
-
-
-known = [row for row in sample if row.get("expected") is not None]
+        command = [args.tallow, "verify", "math", "--cases", str(cases), "--out", str(out), "-q"]
+        subprocess.run(command, check=True)
+        return {row["id"]: bool(row["verdict"]) for row in map(json.loads, out.open())}
 
 
 def accuracy(verdicts):
-    """The share of right verdicts; none at all is a wrong one."""
-    if not known:
-        return None
-    return sum(verdicts.get(row["id"]) is row["expected"] for row in known) / len(known)
+    known = [row for row in sample if row.get("expected") is not None]
+    return sum(verdicts[row["id"]] == row["expected"] for row in known) / max(1, len(known))
 
 
-pairs = []
+pairs, verdicts = [], {}
 for pair in range(args.pairs):
-    if pair % 2 == 0:
-        ours = own()
+    if pair % 2:
+        ours = own(args.cases)
         theirs, verdicts = peer()
     else:
         theirs, verdicts = peer()
-        ours = own()
+        ours = own(args.cases)
     pairs.append((ours, theirs))
-    print(f"pair {pair + 1}: tallow {ours['verdicts_s']:.0f}/s, Math-Verify {theirs['verdicts_s']:.1f}/s", file=sys.stderr)
+    print(f"pair {pair + 1}: tallow {ours['verdicts_s']:.0f}/s, Math-Verify {theirs['verdicts_s']:.0f}/s", file=sys.stderr)
 
-KEYS = ("verdicts_s", "p50_us", "p99_us", "max_us")
 ratios = [ours["verdicts_s"] / theirs["verdicts_s"] for ours, theirs in pairs]
 middle = lambda side, key: statistics.median(pair[side][key] for pair in pairs)
 result = {
     "rows": len(rows),
     "sample": len(sample),
-    "pairs": len(pairs),
     "ratio": statistics.median(ratios),
     "ratio_range": [min(ratios), max(ratios)],
-    "tallow": {key: middle(0, key) for key in KEYS},
-    "math_verify": {key: middle(1, key) for key in (*KEYS, "timeouts", "errors")},
-    "accuracy": {"rows": len(known), "tallow": accuracy(own_verdicts()), "math_verify": accuracy(verdicts)},
+    "tallow": {key: middle(0, key) for key in ("verdicts_s", "p50_us", "p99_us", "max_us")},
+    "math_verify": {key: middle(1, key) for key in ("verdicts_s", "p50_us", "p99_us", "max_us")},
+    "accuracy": {"tallow": accuracy(own_verdicts()), "math_verify": accuracy(verdicts)},
 }
 if args.json:
     print(json.dumps(result))
 else:
-    print("| | verdicts/s | p50 us | p99 us | slowest us | accuracy |")
-    print("| --- | --- | --- | --- | --- | --- |")
+    print(f"{'':14}{'verdicts/s':>12}{'p50 us':>10}{'p99 us':>10}{'slowest us':>12}{'accuracy':>10}")
     for name in ("tallow", "math_verify"):
-        it, right = result[name], result["accuracy"][name]
-        right = "-" if right is None else f"{right:.4f}"
-        print(f"| {name} | {it['verdicts_s']:.1f} | {it['p50_us']:.1f} | {it['p99_us']:.1f} | {it['max_us']:.1f} | {right} |")
+        it = result[name]
+        print(f"{name:14}{it['verdicts_s']:12.0f}{it['p50_us']:10.1f}{it['p99_us']:10.1f}{it['max_us']:12.1f}{result['accuracy'][name]:10.4f}")
     low, high = result["ratio_range"]
-    peer_result = result["math_verify"]
-    print(f"tallow / Math-Verify in verdicts/s: {result['ratio']:.0f} ({low:.0f} to {high:.0f}), {len(pairs)} pairs")
-    print(
-        f"Math-Verify on a sample of {len(sample)} of {len(rows)} rows: {peer_result['timeouts']:g} timed out, "
-        f"{peer_result['errors']:g} raised; tallow on all. Accuracy of both on the {len(known)} rows of the sample with a known truth"
-    )
+    print(f"ratio {result['ratio']:.0f} ({low:.0f} to {high:.0f}), {len(pairs)} pairs; Math-Verify on {len(sample)} of {len(rows)} rows")
