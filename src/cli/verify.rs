@@ -22,7 +22,8 @@ use crate::rollout::episode::contained;
 /// A case is `{"id", "gold", "pred"}`, where `pred` is a reply and `gold` the answer it should give
 /// (a string, or an object for verifiers with structured references). It may carry `options`, an
 /// object that goes before the `--set` options for this case, and any of them that is about the
-/// form of the case (`gold_form`, `pred_form`) as a field of its own.
+/// form of the case (`gold_form`, `pred_form`, `form`) as a field of its own. For programs the two
+/// are called `program`, which is bare source unless `form` says otherwise, and `tests`.
 #[derive(Args)]
 #[command(after_help = "Example: tallow verify math --cases cases.jsonl --out verdicts.jsonl")]
 pub struct VerifyArgs {
@@ -113,7 +114,7 @@ impl<'a> Judges<'a> {
             .build(name, options.clone())
             .map_err(|fault| refused(fault, "see `tallow list verifiers --long`"))?;
         let known = registry.verifiers.get(name).map(|it| it.default_options());
-        let forms = ["gold_form", "pred_form"]
+        let forms = ["gold_form", "pred_form", "form"]
             .into_iter()
             .filter(|form| known.as_ref().is_some_and(|it| it.get(form).is_some()))
             .collect();
@@ -127,6 +128,9 @@ impl<'a> Judges<'a> {
         if let Value::Object(options) = &mut options {
             if let Some(Value::Object(own)) = case.get("options") {
                 options.extend(own.clone());
+            }
+            if case.contains_key("program") && self.forms.contains(&"form") {
+                options.entry("form").or_insert_with(|| json!("source"));
             }
             for form in &self.forms {
                 if let Some(value) = case.get(*form).filter(|it| !it.is_null()) {
@@ -155,9 +159,13 @@ impl<'a> Judges<'a> {
 
 /// The transcript and reference of a case.
 pub fn parts(case: &Map<String, Value>) -> Result<(Transcript, Reference), String> {
-    let Some(pred) = case.get("pred").and_then(Value::as_str) else {
+    let pred = case.get("pred").or_else(|| case.get("program"));
+    let Some(pred) = pred.and_then(Value::as_str) else {
         let fields: Vec<&str> = case.keys().map(String::as_str).collect();
-        return Err(format!("no text field `pred`; the line has {}", fields.join(", ")));
+        return Err(format!(
+            "no text field `pred` or `program`; the line has {}",
+            fields.join(", ")
+        ));
     };
     let reference = reference(case);
     let transcript = Transcript {
@@ -169,7 +177,7 @@ pub fn parts(case: &Map<String, Value>) -> Result<(Transcript, Reference), Strin
 
 /// The reference of a case: text is an answer, an object one of its kinds or a custom one.
 pub fn reference(case: &Map<String, Value>) -> Reference {
-    match case.get("gold") {
+    match case.get("gold").or_else(|| case.get("tests")) {
         None | Some(Value::Null) => Reference::None,
         Some(Value::String(answer)) => Reference::Answer(answer.clone()),
         Some(Value::Number(answer)) => Reference::Answer(answer.to_string()),

@@ -24,6 +24,8 @@ pub mod answer_span;
 pub mod expression;
 pub mod number;
 
+#[cfg(feature = "sandbox")]
+pub mod code;
 pub mod countdown;
 pub mod exact;
 pub mod format;
@@ -44,6 +46,8 @@ pub const BUILTIN: &[VerifierEntry] = &[
     VerifierEntry::of::<format::FormatConfig>(),
     VerifierEntry::of::<math::MathConfig>(),
     VerifierEntry::of::<numeric::NumericConfig>(),
+    #[cfg(feature = "sandbox")]
+    VerifierEntry::of::<code::PythonConfig>(),
     VerifierEntry::of::<rubric::RubricConfig>(),
 ];
 

@@ -1,0 +1,277 @@
+//! One instance of the component: started, asked, and why it ended.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use wasmtime::{
+    Store, Trap,
+    component::{Instance, TypedFunc},
+};
+use wasmtime_wasi::I32Exit;
+
+use crate::{
+    component::{MOST_MEMORY, Python, TICK},
+    error::SandboxError,
+    wasi::{OutputFull, World},
+};
+
+/// How much a program may use. Fuel decides: it is the same on every machine and under every load.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Limits {
+    /// WebAssembly instructions over all of a program's tests, in millions; about a thousand of
+    /// them are a second, and CPython here needs about three times the time it needs natively.
+    pub fuel_millions: u64,
+    /// Memory, in MiB, 64 to 1024; the interpreter itself takes about 30.
+    pub memory_mib: u32,
+    /// What may be written to standard output, and to standard error, in KiB.
+    pub output_kib: u32,
+    /// Python's recursion limit.
+    pub recursion: u32,
+    /// Seconds of wall-clock time after which the sandbox gives up without a verdict.
+    pub backstop_s: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            fuel_millions: 20_000,
+            memory_mib: 256,
+            output_kib: 1024,
+            recursion: 1000,
+            backstop_s: 120,
+        }
+    }
+}
+
+impl Limits {
+    pub(crate) fn fuel(&self) -> u64 {
+        self.fuel_millions.saturating_mul(1_000_000)
+    }
+
+    fn memory(&self) -> usize {
+        ((self.memory_mib as usize) << 20).min(MOST_MEMORY)
+    }
+
+    fn ticks(&self) -> u64 {
+        let tick = TICK.as_millis() as u64;
+        Duration::from_secs(self.backstop_s).as_millis() as u64 / tick + 1
+    }
+}
+
+/// Why a program's instance is no more.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum End {
+    Fuel,
+    Memory,
+    Output,
+    Stack,
+    /// The interpreter ended itself: `os._exit`, with this status.
+    Exit(i32),
+    /// The interpreter broke down.
+    Crash(String),
+    Backstop,
+}
+
+/// A running instance and its entry points.
+pub(crate) struct Guest {
+    pub(crate) store: Store<World>,
+    load: TypedFunc<(String, u32, u64), (String,)>,
+    operate: TypedFunc<(String,), (String,)>,
+    check: TypedFunc<(String,), (String,)>,
+    pub(crate) limits: Limits,
+}
+
+impl Guest {
+    pub(crate) fn start(
+        python: &Python,
+        stdin: &str,
+        limits: Limits,
+        seed: u64,
+    ) -> Result<Self, SandboxError> {
+        let output = (limits.output_kib as usize) << 10;
+        let world = World::new(stdin, output, limits.memory(), limits.fuel(), seed);
+        let mut store = Store::new(&python.engine, world);
+        store.limiter(|world| &mut world.limits);
+        store.set_fuel(limits.fuel()).map_err(SandboxError::start)?;
+        store.set_epoch_deadline(limits.ticks());
+        let instance = python.ready.instantiate(&mut store).map_err(SandboxError::start)?;
+        Ok(Self {
+            load: entry(&instance, &mut store, "load")?,
+            operate: entry(&instance, &mut store, "operate")?,
+            check: entry(&instance, &mut store, "check")?,
+            store,
+            limits,
+        })
+    }
+
+    pub(crate) fn fuel_used(&self) -> u64 {
+        self.store.data().fuel.saturating_sub(self.store.get_fuel().unwrap_or(0))
+    }
+
+    /// Gives a long-lived instance the fuel and time of a new one.
+    pub(crate) fn refill(&mut self) -> Result<(), SandboxError> {
+        self.store.set_fuel(self.limits.fuel()).map_err(SandboxError::start)?;
+        self.store.set_epoch_deadline(self.limits.ticks());
+        Ok(())
+    }
+
+    /// Runs `source` as `__main__`.
+    pub(crate) fn load(&mut self, source: &str, seed: u64) -> Result<Loaded, End> {
+        let recursion = self.limits.recursion;
+        let result = self.load.call(&mut self.store, (source.to_owned(), recursion, seed));
+        let reply = result.map_err(|error| self.end(&error))?.0;
+        serde_json::from_str(&reply).map_err(|_| Crash::unreadable())
+    }
+
+    pub(crate) fn operate(&mut self, request: &str) -> Result<String, End> {
+        let result = self.operate.call(&mut self.store, (request.to_owned(),));
+        Ok(result.map_err(|error| self.end(&error))?.0)
+    }
+
+    pub(crate) fn check(&mut self, request: &Value) -> Result<String, End> {
+        let result = self.check.call(&mut self.store, (request.to_string(),));
+        Ok(result.map_err(|error| self.end(&error))?.0)
+    }
+
+    /// Bytes of WebAssembly memory that it has.
+    pub(crate) fn memory(&self) -> usize {
+        self.store.data().limits.bytes
+    }
+
+    /// What the program wrote to standard output and standard error since this was last asked.
+    pub(crate) fn output(&self) -> (String, String) {
+        (self.store.data().stdout.take(), self.store.data().stderr.take())
+    }
+
+    fn end(&self, error: &wasmtime::Error) -> End {
+        if error.downcast_ref::<OutputFull>().is_some() {
+            return End::Output;
+        }
+        if let Some(exit) = error.downcast_ref::<I32Exit>() {
+            return End::Exit(exit.0);
+        }
+        match error.downcast_ref::<Trap>() {
+            Some(Trap::OutOfFuel) => End::Fuel,
+            Some(Trap::StackOverflow) => End::Stack,
+            Some(Trap::Interrupt) => End::Backstop,
+            // CPython gives up by a trap where an allocation that it cannot do without fails.
+            _ if self.store.data().limits.met => End::Memory,
+            _ => End::Crash(format!("{:#}", error.root_cause())),
+        }
+    }
+}
+
+struct Crash;
+
+impl Crash {
+    fn unreadable() -> End {
+        End::Crash("the interpreter's own reply is unreadable".to_owned())
+    }
+}
+
+/// What became of running a program's top level.
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct Loaded {
+    /// The exception that ended it.
+    pub(crate) error: Option<String>,
+    /// The status it left with by `SystemExit`.
+    pub(crate) exit: Option<i32>,
+}
+
+fn entry<Given, Got>(
+    instance: &Instance,
+    store: &mut Store<World>,
+    name: &str,
+) -> Result<TypedFunc<Given, Got>, SandboxError>
+where
+    Given: wasmtime::component::ComponentNamedList + wasmtime::component::Lower,
+    Got: wasmtime::component::ComponentNamedList + wasmtime::component::Lift,
+{
+    instance.get_typed_func(store, name).map_err(SandboxError::start)
+}
+
+/// A program behind the judge's `ask`: started at the first question, dead after a limit.
+pub(crate) struct Program {
+    python: Python,
+    source: String,
+    limits: Limits,
+    seed: u64,
+    guest: Option<Guest>,
+    /// Fuel of instances before this one.
+    spent: u64,
+    pub(crate) end: Option<End>,
+    pub(crate) loaded: Option<Loaded>,
+    pub(crate) fault: Option<SandboxError>,
+}
+
+impl Program {
+    pub(crate) fn new(python: &Python, source: &str, limits: Limits, seed: u64) -> Self {
+        Self {
+            python: python.clone(),
+            source: source.to_owned(),
+            limits,
+            seed,
+            guest: None,
+            spent: 0,
+            end: None,
+            loaded: None,
+            fault: None,
+        }
+    }
+
+    pub(crate) fn fuel_used(&self) -> u64 {
+        self.spent + self.guest.as_ref().map_or(0, Guest::fuel_used)
+    }
+
+    /// Whether the program's top level ran to its end.
+    pub(crate) fn start(&mut self) -> bool {
+        if self.end.is_some() || self.fault.is_some() {
+            return false;
+        }
+        if self.guest.is_none() {
+            match Guest::start(&self.python, "", self.limits, self.seed) {
+                Ok(mut guest) => {
+                    match guest.load(&self.source, self.seed) {
+                        Ok(loaded) => self.loaded = Some(loaded),
+                        Err(end) => self.end = Some(end),
+                    }
+                    self.guest = Some(guest);
+                }
+                Err(fault) => self.fault = Some(fault),
+            }
+        }
+        self.end.is_none()
+            && self.loaded.as_ref().is_some_and(|loaded| {
+                // A program that leaves by `SystemExit` never reaches its tests.
+                loaded.error.is_none() && loaded.exit.is_none()
+            })
+    }
+
+    /// The reply to a question of the judge, always readable.
+    pub(crate) fn answer(&mut self, request: &str) -> String {
+        if request == r#"["fresh"]"# {
+            self.spent = self.fuel_used();
+            self.guest = None;
+            return r#"["ok",null]"#.to_owned();
+        }
+        const GONE: &str = r#"["gone","the program is no more"]"#;
+        if !self.start() {
+            return GONE.to_owned();
+        }
+        let Some(guest) = self.guest.as_mut() else { return GONE.to_owned() };
+        match guest.operate(request) {
+            Ok(reply) => reply,
+            Err(end) => {
+                self.end = Some(end);
+                GONE.to_owned()
+            }
+        }
+    }
+
+    /// The program's instance itself, for tests that can only run inside it.
+    pub(crate) fn inside(&mut self) -> Option<&mut Guest> {
+        self.guest.as_mut()
+    }
+}

@@ -1,0 +1,81 @@
+//! Real CPython in a WebAssembly sandbox, and the grading of programs that cannot be forged from
+//! inside it.
+//!
+//! # Threat model
+//! The program under test is written by a policy that is rewarded for full marks. It is assumed to
+//! know this source. Covered:
+//! - *The host*: WebAssembly has no way out but its imports; those offer no files, network,
+//!   environment or processes (`wasi.rs`). Escaping needs a bug in wasmtime.
+//! - *The machine's time and memory*: fuel, memory, output and stack are limited by the host and a
+//!   program cannot catch, move or reset a limit. Sleeping takes no time.
+//! - *The grade*: tests run in another instance than the program. Expected values never enter the
+//!   program's instance, what comes back is plain data, and all comparing is done where the program
+//!   has never been (`guest/judge.py`, `grade.rs`).
+//! - *Other programs*: each program starts from the same snapshot in a fresh instance.
+//!
+//! Not covered: a program that knows or guesses the answers; arguments of one test seen while
+//! another is graded, unless each test gets a fresh instance; tests that run inside the program's
+//! instance because they pass it functions (refused unless asked for, and labelled); timing side
+//! channels of the processor.
+//!
+//! Reading order: `grade.rs` (jobs and reports), `guest.rs` (one instance), `wasi.rs` (what it
+//! sees), `pool.rs`; then `guest/` (the Python side).
+
+#![deny(unsafe_code)]
+
+pub mod error;
+pub mod grade;
+
+mod component;
+mod guest;
+mod pool;
+mod value;
+mod wasi;
+
+pub use component::{component_hash, on_notice};
+pub use error::SandboxError;
+pub use grade::{Asserts, Call, Case, Failure, Job, Report, Tests};
+pub use guest::Limits;
+pub use pool::Graded;
+
+use crossbeam::channel::Receiver;
+
+/// A pool of workers that judge programs.
+pub struct Sandbox {
+    backend: Box<dyn pool::Backend>,
+}
+
+impl Sandbox {
+    /// With `workers` threads. Compiles the component at the first use on this machine.
+    ///
+    /// # Errors
+    /// If it does not start on this machine.
+    pub fn start(workers: u32) -> Result<Self, SandboxError> {
+        Ok(Self { backend: Box::new(pool::Threads::start(workers.max(1))?) })
+    }
+
+    /// Queues a job, waiting while the queue is full; see [`Sandbox::wait`].
+    pub fn submit(&self, job: Job) -> Receiver<Graded> {
+        self.backend.submit(job)
+    }
+
+    /// The report of a queued job.
+    ///
+    /// # Errors
+    /// If the sandbox broke or the tests are wrong.
+    pub fn wait(report: &Receiver<Graded>) -> Graded {
+        report.recv().unwrap_or_else(|_| Err(SandboxError::Died("it is gone".to_owned())))
+    }
+
+    /// Judges one program.
+    ///
+    /// # Errors
+    /// As [`Sandbox::wait`].
+    pub fn grade(&self, job: Job) -> Graded {
+        Self::wait(&self.submit(job))
+    }
+}
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

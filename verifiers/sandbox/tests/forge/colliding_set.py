@@ -1,0 +1,1 @@
+def f(x): return {i * (2**31 - 1) for i in range(60_000)}

@@ -1,0 +1,4 @@
+class E(Exception):
+    def __str__(self): raise E()
+    __repr__ = __str__
+def f(x): raise E()

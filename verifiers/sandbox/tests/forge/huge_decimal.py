@@ -1,0 +1,2 @@
+import decimal
+def f(x): return decimal.Decimal("1e999999")

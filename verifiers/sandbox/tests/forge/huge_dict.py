@@ -1,0 +1,1 @@
+def f(x): return {i: str(i) for i in range(400_000)}

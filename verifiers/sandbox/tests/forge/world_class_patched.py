@@ -1,0 +1,3 @@
+import app
+app.WitWorld.operate = lambda self, request: '["gone", ""]'
+def f(x): return 0
