@@ -15,7 +15,7 @@ use tallow_policies::{
     Completion, Decoder, Engine, InitOptions, LoraConfig, ModelConfig, Request, SamplingParams,
     TokenId, Tokenizer,
 };
-use tallow_verifiers::{Message, Reference, StopReason, Transcript, Verdict, Verifier};
+use tallow_verifiers::{Message, Outcome, Reference, StopReason, Transcript, Verdict, Verifier};
 
 use crate::algorithms::AlgorithmConfig;
 use crate::algorithms::grpo::GrpoConfig;
@@ -357,15 +357,8 @@ const MOST_REASONS: usize = 16;
 /// Verdicts of a verifier: on one thread with the time of each case, then on all threads.
 ///
 /// # Errors
-/// If there are no cases.
-pub fn verify(
-    name: &str,
-    cases: &[(Arc<dyn Verifier>, Transcript, Reference)],
-    repeat: usize,
-) -> Result<Value, Error> {
-    if cases.is_empty() {
-        return Err(Error::usage("no cases to judge", "give a file with at least one line"));
-    }
+/// None at present.
+pub fn verify(name: &str, cases: &[VerifyCase], repeat: usize) -> Result<Value, Error> {
     let repeat = repeat.max(1);
     let mut reasons = std::collections::BTreeMap::<String, usize>::new();
     for (verifier, transcript, reference) in cases {
@@ -417,5 +410,55 @@ pub fn verify(
         "threads": rayon::current_num_threads(),
         "all_threads_verdicts_s": count / median(all),
         "reasons": shares,
+    }))
+}
+
+/// A case and the verifier that judges it.
+pub type VerifyCase = (Arc<dyn Verifier>, Transcript, Reference);
+
+/// Programs judged in the sandbox, on every thread, `repeat` times over. `start_ms` is the time to
+/// the first verdict, the sandbox's start included.
+///
+/// # Errors
+/// If a case cannot be judged.
+pub fn sandbox(cases: &[VerifyCase], repeat: usize) -> Result<Value, Error> {
+    let judge = |(verifier, transcript, reference): &VerifyCase| {
+        let clock = Instant::now();
+        let verdict = verifier.verify(transcript, reference);
+        (clock.elapsed().as_secs_f64() * 1e3, verdict)
+    };
+    let (start_ms, first) = judge(&cases[0]);
+    first.map_err(|error| Error::Data(error.to_string()))?;
+    let mut times = Vec::with_capacity(repeat * cases.len());
+    let mut rounds = Vec::with_capacity(repeat);
+    let mut correct = 0;
+    // A round of warming up: every worker's judge starts at its first program.
+    for round in 0..=repeat.max(1) {
+        let clock = Instant::now();
+        let judged: Vec<_> = cases.par_iter().map(judge).collect();
+        let round_s = clock.elapsed().as_secs_f64();
+        if round == 0 {
+            correct = judged
+                .iter()
+                .filter(|(_, verdict)| {
+                    verdict.as_ref().is_ok_and(|verdict| verdict.outcome == Outcome::Correct)
+                })
+                .count();
+            continue;
+        }
+        rounds.push(round_s);
+        times.extend(judged.into_iter().map(|(ms, _)| ms));
+    }
+    times.sort_by(f64::total_cmp);
+    let at = |share: f64| times[((times.len() - 1) as f64 * share) as usize];
+    Ok(json!({
+        "bench": "sandbox",
+        "programs_s": cases.len() as f64 / median(rounds),
+        "p50_ms": at(0.5),
+        "p99_ms": at(0.99),
+        "start_ms": start_ms,
+        "programs": cases.len(),
+        "correct": correct,
+        "threads": rayon::current_num_threads(),
     }))
 }

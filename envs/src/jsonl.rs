@@ -7,7 +7,12 @@
 //! | GSM8K | `answer_after = "####"`, `reply = "answer"`: the worked solution is a reply in the style `reference`, and what follows its last `####` is the answer |
 //! | MATH | `prompt = "problem"`, `answer = "solution"`, `reply = "solution"`, `judge = "math"`: the boxes of the solution are the answer, all of them where there are two; `only = { level = ["Level 1"] }` |
 //! | SVAMP | `prompt = "{Body} {Question}"`, `answer = "Answer"`, `judge = "math"` |
+//! | HumanEval | `prompt = "Complete this function:\n{prompt}"`, `reply = "{prompt}{canonical_solution}"`, `judge = "python"`, `tests = "test"`, `prelude = "{prompt}    pass"`, `entry = "entry_point"` |
+//! | MBPP | `prompt = "{text}\nIt must pass:\n{test_list}"`, `reply = "code"`, `judge = "python"`, `tests = "{test_setup_code}\n{test_list}"` |
+//! | MBPP, sanitized | `prompt = "{prompt}\nIt must pass:\n{test_list}"`, `reply = "code"`, `judge = "python"`, `tests = "{test_imports}\n{test_list}"` |
 //!
+//! A list of texts in a field reads as its lines. A file that is one JSON array of objects is taken
+//! as well; a place in it is the number of the object.
 //! Files may be compressed with gzip or zstd, which is told by their first bytes, not their names.
 //! Without a `test_path`, an eighth of the prompts is held out by hash, so that equal prompts always
 //! share a split. With one, training lines whose prompt is also tested are dropped and counted. The
@@ -51,11 +56,19 @@ pub struct JsonlConfig {
     /// Only what follows the last occurrence of this marker in the answer field is the answer; a
     /// line without it is an error.
     pub answer_after: Option<String>,
-    /// A field that holds a whole right reply, for the style `reference`.
+    /// A whole right reply, for the style `reference`: a field or a template, as for `prompt`. With
+    /// `judge = "python"` it is the program alone.
     pub reply: Option<String>,
     /// Which verifier judges by default. `numeric` and `exact` look after `answer_after`, if that is
     /// set.
     pub judge: Judge,
+    /// With `judge = "python"`: assertions that the program must meet, a field or a template.
+    pub tests: Option<String>,
+    /// With `judge = "python"`: definitions that the tests may use and the program cannot change,
+    /// a field or a template.
+    pub prelude: Option<String>,
+    /// With `judge = "python"`: the field that names the function which `check(candidate)` is about.
+    pub entry: Option<String>,
     /// Lines that are taken, by the values of their fields: `{ level = ["Level 1", "Level 2"] }`;
     /// others are left out. Unset, all lines are.
     pub only: BTreeMap<String, Vec<String>>,
@@ -72,6 +85,8 @@ pub enum Judge {
     Exact,
     /// Answers are mathematics, however written.
     Math,
+    /// Replies are programs, and `tests` says what they must meet. Needs the feature `sandbox`.
+    Python,
 }
 
 impl Default for JsonlConfig {
@@ -85,6 +100,9 @@ impl Default for JsonlConfig {
             answer_after: None,
             reply: None,
             judge: Judge::Numeric,
+            tests: None,
+            prelude: None,
+            entry: None,
             only: BTreeMap::new(),
         }
     }
@@ -95,14 +113,14 @@ impl EnvConfig for JsonlConfig {
     const SUMMARY: &'static str = "tasks from a file of JSON lines, by field mapping";
 
     fn build(&self, context: &BuildContext) -> Result<Arc<dyn Environment>, ConfigFault> {
-        let template = Template::parse(&self.prompt)?;
+        let templates = Templates::parse(self)?;
         if self.answer_after.as_deref() == Some("") {
             return Err(ConfigFault::new("answer_after", "the marker is empty")
                 .found("\"\"")
                 .expected("at least one character"));
         }
         let source = Source::read("path", &self.path, context)?;
-        let rows = self.rows(&source, &template)?;
+        let rows = self.rows(&source, &templates)?;
         let mut provenance = json!({ "path": self.path, "sha256": source.sha256 });
 
         let (train, test) = match &self.test_path {
@@ -111,7 +129,7 @@ impl EnvConfig for JsonlConfig {
                 .partition::<Vec<Row>, _>(|row| split_of(Self::NAME, &row.prompt) == Split::Train),
             Some(test_path) => {
                 let source = Source::read("test_path", test_path, context)?;
-                let test = self.rows(&source, &template)?;
+                let test = self.rows(&source, &templates)?;
                 let tested: HashSet<&str> = test.iter().map(|row| row.prompt.as_str()).collect();
                 let lines = rows.len();
                 let train: Vec<Row> =
@@ -135,19 +153,36 @@ impl EnvConfig for JsonlConfig {
 
 impl JsonlConfig {
     /// Reads every line of a file that is not blank.
-    fn rows(&self, source: &Source, template: &Template) -> Result<Vec<Row>, ConfigFault> {
+    fn rows(&self, source: &Source, templates: &Templates) -> Result<Vec<Row>, ConfigFault> {
         let mut rows = Vec::new();
         // Windows tools write a mark before the first line, which is no JSON.
         let bytes = source.bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&source.bytes);
-        for (at, bytes) in bytes.split(|&byte| byte == b'\n').enumerate() {
-            if bytes.iter().all(u8::is_ascii_whitespace) {
-                continue;
+        let mut take = |line: Line<'_>, object: &Map<String, Value>| {
+            if self.takes(object, line)? {
+                rows.push(self.row(object, line, templates)?);
             }
-            let line = Line { source, number: at + 1 };
-            let object: Map<String, Value> = serde_json::from_slice(bytes)
-                .map_err(|error| line.fault(source.key, format!("not a JSON object: {error}")))?;
-            if self.takes(&object, line)? {
-                rows.push(self.row(&object, line, template)?);
+            Ok(())
+        };
+        if bytes.trim_ascii_start().starts_with(b"[") {
+            let objects: Vec<Map<String, Value>> =
+                serde_json::from_slice(bytes).map_err(|error| {
+                    let problem = format!("{}: not an array of objects: {error}", source.name);
+                    ConfigFault::new(source.key, problem)
+                })?;
+            for (at, object) in objects.iter().enumerate() {
+                take(Line { source, number: at + 1 }, object)?;
+            }
+        } else {
+            for (at, bytes) in bytes.split(|&byte| byte == b'\n').enumerate() {
+                if bytes.iter().all(u8::is_ascii_whitespace) {
+                    continue;
+                }
+                let line = Line { source, number: at + 1 };
+                let object: Map<String, Value> =
+                    serde_json::from_slice(bytes).map_err(|error| {
+                        line.fault(source.key, format!("not a JSON object: {error}"))
+                    })?;
+                take(line, &object)?;
             }
         }
         if rows.is_empty() {
@@ -174,8 +209,25 @@ impl JsonlConfig {
         &self,
         object: &Map<String, Value>,
         line: Line<'_>,
-        template: &Template,
+        templates: &Templates,
     ) -> Result<Row, ConfigFault> {
+        let prompt = templates.prompt.filled("prompt", object, line)?;
+        let filled = |key: &str, template: &Option<Template>| {
+            template.as_ref().map(|it| it.filled(key, object, line)).transpose()
+        };
+        let reply = filled("reply", &templates.reply)?;
+        if let Some(tests) = filled("tests", &templates.tests)? {
+            let mut wanted = json!({ "asserts": tests });
+            if let Some(prelude) = filled("prelude", &templates.prelude)? {
+                wanted["prelude"] = json!(prelude);
+            }
+            if let Some(entry) = &self.entry {
+                wanted["entry"] = json!(line.field(object, "entry", entry)?);
+            }
+            let reply = reply.map(|program| format!("```python\n{}\n```", program.trim_end()));
+            let reference = Reference::Custom(wanted);
+            return Ok(Row { line: line.number, prompt, reference, reply });
+        }
         let field = line.field(object, "answer", &self.answer)?;
         let answer = match &self.answer_after {
             None => field,
@@ -187,18 +239,8 @@ impl JsonlConfig {
                 }
             },
         };
-        let reply = match &self.reply {
-            None => None,
-            Some(name) => Some(line.field(object, "reply", name)?),
-        };
-        let mut prompt = String::new();
-        for piece in &template.pieces {
-            match piece {
-                Piece::Text(text) => prompt += text,
-                Piece::Field(name) => prompt += &line.field(object, "prompt", name)?,
-            }
-        }
-        Ok(Row { line: line.number, prompt, answer: answer.trim().to_owned(), reply })
+        let reference = Reference::Answer(answer.trim().to_owned());
+        Ok(Row { line: line.number, prompt, reference, reply })
     }
 }
 
@@ -283,6 +325,10 @@ impl Line<'_> {
         match object.get(name) {
             Some(Value::String(text)) => Ok(text.clone()),
             Some(value @ (Value::Number(_) | Value::Bool(_))) => Ok(value.to_string()),
+            Some(Value::Array(items)) if items.iter().all(Value::is_string) => {
+                let lines: Vec<&str> = items.iter().filter_map(Value::as_str).collect();
+                Ok(lines.join("\n"))
+            }
             Some(other) => Err(self
                 .fault(key, format!("the field `{name}` holds no text"))
                 .found(match other {
@@ -290,7 +336,7 @@ impl Line<'_> {
                     Value::Object(_) => "an object",
                     _ => "null",
                 })
-                .expected("a string, a number or a truth value")),
+                .expected("a string, a list of strings, a number or a truth value")),
             None => {
                 let known: Vec<&str> = object.keys().map(String::as_str).collect();
                 let mut fault = self
@@ -303,7 +349,40 @@ impl Line<'_> {
     }
 }
 
-/// How a prompt is made of fields.
+/// What is made of the fields of each line.
+struct Templates {
+    prompt: Template,
+    reply: Option<Template>,
+    tests: Option<Template>,
+    prelude: Option<Template>,
+}
+
+impl Templates {
+    fn parse(config: &JsonlConfig) -> Result<Self, ConfigFault> {
+        let code =
+            [("tests", &config.tests), ("prelude", &config.prelude), ("entry", &config.entry)];
+        if config.judge == Judge::Python {
+            if config.tests.is_none() {
+                return Err(ConfigFault::new("tests", "programs cannot be judged without tests")
+                    .expected("the field that holds them, or a template"));
+            }
+        } else if let Some((key, _)) = code.iter().find(|(_, value)| value.is_some()) {
+            return Err(ConfigFault::new(*key, "only programs have it")
+                .expected("judge = \"python\" beside it"));
+        }
+        let parse = |key: &str, written: &Option<String>| {
+            written.as_ref().map(|it| Template::parse(key, it)).transpose()
+        };
+        Ok(Self {
+            prompt: Template::parse("prompt", &config.prompt)?,
+            reply: parse("reply", &config.reply)?,
+            tests: parse("tests", &config.tests)?,
+            prelude: parse("prelude", &config.prelude)?,
+        })
+    }
+}
+
+/// How a text is made of fields.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Template {
     pieces: Vec<Piece>,
@@ -317,14 +396,14 @@ enum Piece {
 
 impl Template {
     /// Text without braces is the name of one field.
-    fn parse(written: &str) -> Result<Self, ConfigFault> {
+    fn parse(key: &str, written: &str) -> Result<Self, ConfigFault> {
         let fault = |problem: &str| {
-            ConfigFault::new("prompt", problem)
+            ConfigFault::new(key, problem)
                 .found(format!("{written:?}"))
                 .expected("the name of a field, or a template such as \"{question} Think first.\"")
         };
         if written.is_empty() {
-            return Err(fault("the prompt is empty"));
+            return Err(fault(&format!("the {key} is empty")));
         }
         if !written.contains(['{', '}']) {
             return Ok(Self { pieces: vec![Piece::Field(written.to_owned())] });
@@ -363,9 +442,27 @@ impl Template {
             pieces.push(Piece::Text(text));
         }
         if !pieces.iter().any(|piece| matches!(piece, Piece::Field(_))) {
-            return Err(fault("the template names no field, so all prompts would be the same"));
+            return Err(fault(&format!(
+                "the template names no field, so every {key} would be the same"
+            )));
         }
         Ok(Self { pieces })
+    }
+
+    fn filled(
+        &self,
+        key: &str,
+        object: &Map<String, Value>,
+        line: Line<'_>,
+    ) -> Result<String, ConfigFault> {
+        let mut text = String::new();
+        for piece in &self.pieces {
+            match piece {
+                Piece::Text(verbatim) => text += verbatim,
+                Piece::Field(name) => text += &line.field(object, key, name)?,
+            }
+        }
+        Ok(text)
     }
 }
 
@@ -375,7 +472,7 @@ struct Row {
     /// From 1, as editors count.
     line: usize,
     prompt: String,
-    answer: String,
+    reference: Reference,
     reply: Option<String>,
 }
 
@@ -420,13 +517,21 @@ impl Environment for Jsonl {
         Ok(Task {
             id: TaskId { split, index },
             prompt,
-            reference: Reference::Answer(row.answer.clone()),
-            notes: json!({ "line": row.line, "answer": row.answer, "reply": row.reply }),
+            reference: row.reference.clone(),
+            notes: match &row.reference {
+                Reference::Answer(answer) => {
+                    json!({ "line": row.line, "answer": answer, "reply": row.reply })
+                }
+                _ => json!({ "line": row.line, "reply": row.reply }),
+            },
         })
     }
 
     fn reference_kind(&self) -> ReferenceKind {
-        ReferenceKind::Answer
+        match self.config.judge {
+            Judge::Python => ReferenceKind::Custom,
+            _ => ReferenceKind::Answer,
+        }
     }
 
     fn default_verifier(&self) -> (&'static str, Value) {
@@ -435,6 +540,7 @@ impl Environment for Jsonl {
             Judge::Exact => "exact",
             // It finds the answer behind every marker by itself.
             Judge::Math => return ("math", json!({})),
+            Judge::Python => return ("python", json!({})),
         };
         match &self.config.answer_after {
             Some(marker) => (name, json!({ "after": marker })),
@@ -443,7 +549,12 @@ impl Environment for Jsonl {
     }
 
     fn reply_styles(&self) -> &'static [&'static str] {
-        if self.config.reply.is_some() { &["reference", "bare"] } else { &["bare"] }
+        match (self.config.reply.is_some(), self.config.judge) {
+            (true, Judge::Python) => &["reference"],
+            (true, _) => &["reference", "bare"],
+            (false, Judge::Python) => &[],
+            (false, _) => &["bare"],
+        }
     }
 
     fn reply(&self, task: &Task, style: &str, _seed: Seed) -> Option<String> {
@@ -504,6 +615,42 @@ mod tests {
         (0..environment.len(Split::Train))
             .map(|it| environment.task(Split::Train, it).expect("a task").prompt[0].content.clone())
             .collect()
+    }
+
+    #[test]
+    fn programs_come_with_tests_and_a_fenced_reply() {
+        let rows = r#"[
+            {"prompt": "def inc(x):\n", "code": "    return x + 1\n", "name": "inc",
+             "tests": ["assert inc(1) == 2", "assert inc(2) == 3"]}
+        ]"#;
+        let options = json!({
+            "judge": "python", "reply": "{prompt}{code}", "tests": "tests", "entry": "name",
+            "prelude": "{prompt}    pass",
+        });
+        let held_out = br#"{"prompt": "-", "code": "", "name": "f", "tests": "assert f() == 1"}"#;
+        let mut with_prompt = options.clone();
+        with_prompt["prompt"] = json!("prompt");
+        let environment =
+            built(rows.as_bytes(), Some(held_out), with_prompt).expect("the file is sound");
+        assert_eq!(environment.default_verifier().0, "python");
+        let task = environment.task(Split::Train, 0).expect("the only task");
+        let wanted = json!({
+            "asserts": "assert inc(1) == 2\nassert inc(2) == 3",
+            "prelude": "def inc(x):\n    pass",
+            "entry": "inc",
+        });
+        assert_eq!(task.reference, Reference::Custom(wanted));
+        assert_eq!(
+            environment.gold_reply(&task).as_deref(),
+            Some("```python\ndef inc(x):\n    return x + 1\n```")
+        );
+        check_fault(
+            THREE,
+            json!({"judge": "python"}),
+            "tests",
+            "programs cannot be judged without tests",
+        );
+        check_fault(THREE, json!({"entry": "level"}), "entry", "only programs have it");
     }
 
     #[test]
@@ -639,7 +786,11 @@ mod tests {
     #[test]
     fn templates_are_checked_before_any_file_is_read() {
         for template in ["", "{question", "question}", "{}", "{{no field}}"] {
-            assert_eq!(Template::parse(template).expect_err("refused").key, "prompt", "{template}");
+            assert_eq!(
+                Template::parse("prompt", template).expect_err("refused").key,
+                "prompt",
+                "{template}"
+            );
         }
     }
 }

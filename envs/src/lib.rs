@@ -21,6 +21,8 @@ pub mod procedural;
 
 pub mod arithmetic;
 pub mod calculator;
+#[cfg(feature = "sandbox")]
+pub mod code_puzzles;
 pub mod countdown;
 pub mod digit_sum;
 pub mod jsonl;
@@ -41,6 +43,8 @@ pub use task::{Seed, Split, Task, TaskId};
 pub const BUILTIN: &[EnvEntry] = &[
     EnvEntry::of::<arithmetic::ArithmeticConfig>(),
     EnvEntry::of::<calculator::CalculatorConfig>(),
+    #[cfg(feature = "sandbox")]
+    EnvEntry::of::<code_puzzles::CodePuzzlesConfig>(),
     EnvEntry::of::<countdown::CountdownConfig>(),
     EnvEntry::of::<digit_sum::DigitSumConfig>(),
     EnvEntry::of::<jsonl::JsonlConfig>(),

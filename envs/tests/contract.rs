@@ -30,6 +30,11 @@ fn variants(name: &str) -> Vec<Value> {
             json!({"calls": 0, "instructions": false}),
             json!({"terms": 8, "digits": 15, "calls": 64}),
         ],
+        "code_puzzles" => vec![
+            json!({"over": "number", "steps": 2}),
+            json!({"steps": 2, "tests": 2}),
+            json!({"steps": 8, "tests": 16}),
+        ],
         "countdown" => vec![
             json!({"numbers": 2, "largest_number": 20}),
             json!({"numbers": 6, "largest_number": 1000, "largest_target": 1000}),

@@ -1,8 +1,9 @@
 //! `tallow bench`: one JSON line of measurements.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
+use serde_json::Value;
 
 use super::verify::{Judges, options, parts};
 use super::{Common, say};
@@ -77,6 +78,18 @@ enum What {
         #[arg(long, default_value_t = 64)]
         new_tokens: usize,
     },
+    /// Programs in the sandbox, as many at a time as `--threads` says.
+    Sandbox {
+        /// Programs and tests, in the format of `tallow verify python`.
+        #[arg(long, value_name = "FILE")]
+        cases: PathBuf,
+        /// Times that all of them are judged.
+        #[arg(long, default_value_t = 5)]
+        repeat: usize,
+        /// Change an option of the verifier `python`.
+        #[arg(long = "set", value_name = "KEY=VALUE")]
+        set: Vec<String>,
+    },
     /// Verdicts, on one thread and on all.
     Verify {
         /// A verifier, see `tallow list verifiers`.
@@ -127,17 +140,36 @@ pub fn bench(args: &BenchArgs, common: &Common, registry: &Registry) -> Result<(
         What::Generate { model, batch, prompt_tokens, new_tokens } => {
             bench::generate(&load(model)?, *batch, *prompt_tokens, *new_tokens)?
         }
-        What::Verify { name, cases: path, repeat, set } => {
-            let judges = Judges::new(registry, name, options(set)?)?;
-            let mut cases = Vec::new();
-            for (line, case) in read_jsonl(path)? {
-                let place = |problem| Error::Data(format!("{}:{line}: {problem}", path.display()));
-                let (transcript, reference) = parts(&case).map_err(place)?;
-                cases.push((judges.verifier(&case).map_err(place)?, transcript, reference));
-            }
-            bench::verify(name, &cases, *repeat)?
+        What::Verify { name, cases, repeat, set } => {
+            bench::verify(name, &prepared(registry, name, options(set)?, cases)?, *repeat)?
+        }
+        What::Sandbox { cases, repeat, set } => {
+            let mut options = options(set)?;
+            // As many workers as there are threads that wait for them.
+            options["workers"] = rayon::current_num_threads().into();
+            bench::sandbox(&prepared(registry, "python", options, cases)?, *repeat)?
         }
     };
     say(&line.to_string());
     Ok(())
+}
+
+/// Every case of a file, with its verifier.
+fn prepared(
+    registry: &Registry,
+    name: &str,
+    options: Value,
+    path: &Path,
+) -> Result<Vec<bench::VerifyCase>, Error> {
+    let judges = Judges::new(registry, name, options)?;
+    let mut cases = Vec::new();
+    for (line, case) in read_jsonl(path)? {
+        let place = |problem| Error::Data(format!("{}:{line}: {problem}", path.display()));
+        let (transcript, reference) = parts(&case).map_err(place)?;
+        cases.push((judges.verifier(&case).map_err(place)?, transcript, reference));
+    }
+    if cases.is_empty() {
+        return Err(Error::usage("no cases to judge", "give a file with at least one line"));
+    }
+    Ok(cases)
 }
