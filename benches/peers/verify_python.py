@@ -5,7 +5,7 @@ swapped, returns too early).
     python3 benches/peers/verify_python.py --tallow target/release/tallow --data DIR [--mutants 8]
 
 DIR holds humaneval/HumanEval.jsonl.gz, mbpp/sanitized-mbpp.json.gz and mbpp/MbppPlus.jsonl.gz.
-Native verdicts come from a forked child per program, ended after 10 s of processor time.
+Native verdicts come from a forked child per program, ended after 5 s of processor time.
 """
 
 import argparse
@@ -14,6 +14,7 @@ import collections
 import copy
 import gzip
 import json
+import multiprocessing
 import os
 import random
 import resource
@@ -103,15 +104,16 @@ def mutants(program, function, count, rng):
             yield source
 
 
-def native(program, tests):
+def native(row):
     """Whether CPython finds the tests met."""
-    source = program + "\n" + tests["asserts"]
+    tests = row["tests"]
+    source = row["program"] + "\n" + tests["asserts"]
     if "def check(" in tests["asserts"]:
         source += f"\ncheck({tests['entry']})"
     child = os.fork()
     if child == 0:
         try:
-            resource.setrlimit(resource.RLIMIT_CPU, (10, 10))
+            resource.setrlimit(resource.RLIMIT_CPU, (5, 5))
             resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))
             null = os.open(os.devnull, os.O_RDWR)
             for stream in (0, 1, 2):
@@ -139,8 +141,9 @@ def main():
         for kind, source in kinds:
             rows.append({"id": f"{name} {kind} {len(rows)}", "family": family, "kind": kind, "program": source, "tests": tests})
     print(len(rows), "programs", flush=True)
-    for row in rows:
-        row["native"] = native(row["program"], row["tests"])
+    with multiprocessing.Pool() as pool:
+        for row, right in zip(rows, pool.imap(native, rows, chunksize=8)):
+            row["native"] = right
     with tempfile.TemporaryDirectory() as folder:
         cases, out = os.path.join(folder, "cases.jsonl"), os.path.join(folder, "out.jsonl")
         with open(cases, "w") as file:

@@ -47,7 +47,7 @@ pub fn on_notice(notice: fn(&str)) {
     let _ = NOTICE.set(notice);
 }
 
-fn notice(line: &str) {
+pub(crate) fn notice(line: &str) {
     match NOTICE.get() {
         Some(notice) => notice(line),
         None => eprintln!("{line}"),
@@ -72,26 +72,63 @@ impl Python {
     /// number that are slower to.
     pub(crate) fn open(slots: u32) -> Result<Self, SandboxError> {
         let engine = Engine::new(&config(slots)).map_err(SandboxError::start)?;
-        let component = compiled(&engine)?;
+        let component = compiled(&engine, &Source::python())?;
         let mut linker = Linker::new(&engine);
         link(&mut linker).map_err(SandboxError::start)?;
         let ready = linker.instantiate_pre(&component).map_err(SandboxError::start)?;
-        let clock = engine.weak();
-        std::thread::Builder::new()
-            .name("sandbox-clock".to_owned())
-            .spawn(move || {
-                while let Some(engine) = clock.upgrade() {
-                    engine.increment_epoch();
-                    drop(engine);
-                    std::thread::sleep(TICK);
-                }
-            })
-            .map_err(|error| SandboxError::Start(format!("no thread can be started: {error}")))?;
+        tick(&engine)?;
         Ok(Self { engine, ready })
     }
 }
 
-fn config(slots: u32) -> Config {
+/// Starts the clock by which calls into `engine` meet their backstops; it ends with the engine.
+pub(crate) fn tick(engine: &Engine) -> Result<(), SandboxError> {
+    let clock = engine.weak();
+    std::thread::Builder::new()
+        .name("sandbox-clock".to_owned())
+        .spawn(move || {
+            while let Some(engine) = clock.upgrade() {
+                engine.increment_epoch();
+                drop(engine);
+                std::thread::sleep(TICK);
+            }
+        })
+        .map_err(|error| SandboxError::Start(format!("no thread can be started: {error}")))?;
+    Ok(())
+}
+
+/// A component before it is compiled.
+pub(crate) struct Source {
+    /// What it is called where the user is told of it.
+    name: String,
+    hash: String,
+    content: Content,
+}
+
+enum Content {
+    /// Ours, compressed.
+    Python,
+    Plugin(Vec<u8>),
+}
+
+impl Source {
+    fn python() -> Self {
+        Self {
+            name: "the Python sandbox".to_owned(),
+            hash: component_hash().to_owned(),
+            content: Content::Python,
+        }
+    }
+
+    pub(crate) fn plugin(name: &str, content: Vec<u8>) -> Self {
+        let hash = hex(&Sha256::digest(&content));
+        Self { name: name.to_owned(), hash, content: Content::Plugin(content) }
+    }
+}
+
+/// Settings of an engine with room for `slots` instances, or, for 0, for any number that are slower
+/// to start.
+pub(crate) fn config(slots: u32) -> Config {
     let mut config = Config::new();
     config
         .wasm_component_model(true)
@@ -135,15 +172,15 @@ fn config(slots: u32) -> Config {
 pub(crate) const SLOTS_PER_WORKER: u32 = 3;
 
 /// The component as machine code: from the cache if a good one is there, else compiled.
-fn compiled(engine: &Engine) -> Result<Component, SandboxError> {
-    let key = key(engine);
+pub(crate) fn compiled(engine: &Engine, source: &Source) -> Result<Component, SandboxError> {
+    let key = key(engine, source);
     let folder = cache_folder();
     if let Some(component) = folder.as_deref().and_then(|folder| cached(engine, folder, &key)) {
         return Ok(component);
     }
     let Some(folder) = folder else {
-        notice("no cache folder is known: compiling the Python sandbox for this run (about 10 s)");
-        return compile(engine).and_then(|code| load(engine, &code));
+        notice(&format!("no cache folder is known: compiling {} for this run", source.name));
+        return compile(engine, source).and_then(|code| load(engine, &code));
     };
     // Of several processes one compiles and the others wait for it. Where no lock can be had,
     // each compiles for itself.
@@ -156,16 +193,18 @@ fn compiled(engine: &Engine) -> Result<Component, SandboxError> {
         return Ok(component);
     }
     notice(&format!(
-        "compiling the Python sandbox, once (about 10 s); kept in {}",
+        "compiling {}, once (about 10 s for all of Python); kept in {}",
+        source.name,
         folder.display()
     ));
-    let code = compile(engine)?;
+    let code = compile(engine, source)?;
     match lock.and_then(|_lock| store(&folder, &key, &code)) {
         Ok(path) => load_file(engine, &path).map_or_else(|| load(engine, &code), Ok),
         Err(error) => {
             notice(&format!(
-                "the compiled sandbox cannot be kept in {}: {error}; the next run compiles it \
+                "what was compiled of {} cannot be kept in {}: {error}; the next run compiles it \
                  again. Set {CACHE_VARIABLE} to a folder that can be written",
+                source.name,
                 folder.display()
             ));
             load(engine, &code)
@@ -173,14 +212,17 @@ fn compiled(engine: &Engine) -> Result<Component, SandboxError> {
     }
 }
 
-fn compile(engine: &Engine) -> Result<Vec<u8>, SandboxError> {
-    let component = zstd::decode_all(COMPRESSED)
-        .map_err(|error| SandboxError::Start(format!("the component is damaged: {error}")))?;
-    engine.precompile_component(&component).map_err(SandboxError::start)
+fn compile(engine: &Engine, source: &Source) -> Result<Vec<u8>, SandboxError> {
+    let component = match &source.content {
+        Content::Python => &zstd::decode_all(COMPRESSED)
+            .map_err(|error| SandboxError::Start(format!("the component is damaged: {error}")))?,
+        Content::Plugin(component) => component,
+    };
+    engine.precompile_component(component).map_err(SandboxError::start)
 }
 
 /// What machine code depends on, as 16 hexadecimal digits.
-fn key(engine: &Engine) -> String {
+fn key(engine: &Engine, source: &Source) -> String {
     struct IntoSha(Sha256);
     impl std::hash::Hasher for IntoSha {
         fn write(&mut self, bytes: &[u8]) {
@@ -192,7 +234,7 @@ fn key(engine: &Engine) -> String {
     }
     let mut hasher = IntoSha(Sha256::new());
     std::hash::Hash::hash(&engine.precompile_compatibility_hash(), &mut hasher);
-    hasher.0.update(component_hash());
+    hasher.0.update(&source.hash);
     hex(&hasher.0.finalize())[..16].to_owned()
 }
 

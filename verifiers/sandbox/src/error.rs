@@ -1,9 +1,10 @@
 //! What can go wrong in the sandbox itself. Whatever a program does is never one of these.
 
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 /// The sandbox could not do its work: the caller drops the sample and counts it.
-#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, Error)]
 pub enum SandboxError {
     /// It does not start on this machine.
     #[error("the Python sandbox does not start: {0}")]

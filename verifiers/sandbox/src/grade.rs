@@ -290,7 +290,7 @@ impl Grader {
             Some(judge) => judge,
             None => Guest::start(&self.python, "", JUDGE, 0)?,
         };
-        judge.refill()?;
+        judge.refill();
         judge.store.data_mut().program = Some(program);
         let result = judge.check(request);
         let _ = judge.output();

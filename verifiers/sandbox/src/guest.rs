@@ -50,13 +50,24 @@ impl Limits {
         self.fuel_millions.saturating_mul(1_000_000)
     }
 
-    fn memory(&self) -> usize {
+    pub(crate) fn output(&self) -> usize {
+        (self.output_kib as usize) << 10
+    }
+
+    pub(crate) fn memory(&self) -> usize {
         ((self.memory_mib as usize) << 20).min(MOST_MEMORY)
     }
 
     fn ticks(&self) -> u64 {
         let tick = TICK.as_millis() as u64;
         Duration::from_secs(self.backstop_s).as_millis() as u64 / tick + 1
+    }
+
+    /// Gives an instance the fuel and time of a new one.
+    pub(crate) fn refill(&self, store: &mut Store<World>) {
+        store.set_fuel(self.fuel()).expect("every engine of this crate counts fuel");
+        store.data_mut().fuel = self.fuel();
+        store.set_epoch_deadline(self.ticks());
     }
 }
 
@@ -72,6 +83,26 @@ pub(crate) enum End {
     /// The interpreter broke down.
     Crash(String),
     Backstop,
+}
+
+impl End {
+    /// What a failed call into the instance of `store` means.
+    pub(crate) fn of(store: &Store<World>, error: &wasmtime::Error) -> Self {
+        if error.downcast_ref::<OutputFull>().is_some() {
+            return Self::Output;
+        }
+        if let Some(exit) = error.downcast_ref::<I32Exit>() {
+            return Self::Exit(exit.0);
+        }
+        match error.downcast_ref::<Trap>() {
+            Some(Trap::OutOfFuel) => Self::Fuel,
+            Some(Trap::StackOverflow) => Self::Stack,
+            Some(Trap::Interrupt) => Self::Backstop,
+            // CPython gives up by a trap where an allocation that it cannot do without fails.
+            _ if store.data().limits.met => Self::Memory,
+            _ => Self::Crash(format!("{:#}", error.root_cause())),
+        }
+    }
 }
 
 /// A running instance and its entry points.
@@ -90,12 +121,9 @@ impl Guest {
         limits: Limits,
         seed: u64,
     ) -> Result<Self, SandboxError> {
-        let output = (limits.output_kib as usize) << 10;
-        let world = World::new(stdin, output, limits.memory(), limits.fuel(), seed);
-        let mut store = Store::new(&python.engine, world);
+        let mut store = Store::new(&python.engine, World::new(stdin, limits, seed));
         store.limiter(|world| &mut world.limits);
-        store.set_fuel(limits.fuel()).map_err(SandboxError::start)?;
-        store.set_epoch_deadline(limits.ticks());
+        limits.refill(&mut store);
         let instance = python.ready.instantiate(&mut store).map_err(SandboxError::start)?;
         Ok(Self {
             load: entry(&instance, &mut store, "load")?,
@@ -111,10 +139,8 @@ impl Guest {
     }
 
     /// Gives a long-lived instance the fuel and time of a new one.
-    pub(crate) fn refill(&mut self) -> Result<(), SandboxError> {
-        self.store.set_fuel(self.limits.fuel()).map_err(SandboxError::start)?;
-        self.store.set_epoch_deadline(self.limits.ticks());
-        Ok(())
+    pub(crate) fn refill(&mut self) {
+        self.limits.refill(&mut self.store);
     }
 
     /// Runs `source` as `__main__`.
@@ -142,24 +168,11 @@ impl Guest {
 
     /// What the program wrote to standard output and standard error since this was last asked.
     pub(crate) fn output(&self) -> (String, String) {
-        (self.store.data().stdout.take(), self.store.data().stderr.take())
+        self.store.data().take_output()
     }
 
     fn end(&self, error: &wasmtime::Error) -> End {
-        if error.downcast_ref::<OutputFull>().is_some() {
-            return End::Output;
-        }
-        if let Some(exit) = error.downcast_ref::<I32Exit>() {
-            return End::Exit(exit.0);
-        }
-        match error.downcast_ref::<Trap>() {
-            Some(Trap::OutOfFuel) => End::Fuel,
-            Some(Trap::StackOverflow) => End::Stack,
-            Some(Trap::Interrupt) => End::Backstop,
-            // CPython gives up by a trap where an allocation that it cannot do without fails.
-            _ if self.store.data().limits.met => End::Memory,
-            _ => End::Crash(format!("{:#}", error.root_cause())),
-        }
+        End::of(&self.store, error)
     }
 }
 

@@ -19,16 +19,19 @@
 //! channels of the processor.
 //!
 //! Reading order: `grade.rs` (jobs and reports), `guest.rs` (one instance), `wasi.rs` (what it
-//! sees), `pool.rs`; then `guest/` (the Python side).
+//! sees), `pool.rs`; then `guest/` (the Python side). `plugin/` runs verifiers and environments
+//! that users bring as components.
 
 #![deny(unsafe_code)]
 
 pub mod error;
 pub mod grade;
+pub mod plugin;
 
 mod component;
 mod guest;
 mod pool;
+mod process;
 mod value;
 mod wasi;
 
@@ -37,8 +40,21 @@ pub use error::SandboxError;
 pub use grade::{Asserts, Call, Case, Failure, Job, Report, Tests};
 pub use guest::Limits;
 pub use pool::Graded;
+pub use process::served_as_worker;
 
 use crossbeam::channel::Receiver;
+use serde::{Deserialize, Serialize};
+
+/// What workers are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Workers {
+    /// Threads of this process.
+    #[default]
+    Threads,
+    /// Processes of their own; `main` must begin with [`served_as_worker`].
+    Processes,
+}
 
 /// A pool of workers that judge programs.
 pub struct Sandbox {
@@ -46,12 +62,18 @@ pub struct Sandbox {
 }
 
 impl Sandbox {
-    /// With `workers` threads. Compiles the component at the first use on this machine.
+    /// With `count` workers. Compiles the component at the first use on this machine.
     ///
     /// # Errors
     /// If it does not start on this machine.
-    pub fn start(workers: u32) -> Result<Self, SandboxError> {
-        Ok(Self { backend: Box::new(pool::Threads::start(workers.max(1))?) })
+    pub fn start(workers: Workers, count: u32) -> Result<Self, SandboxError> {
+        let count = count.max(1);
+        Ok(Self {
+            backend: match workers {
+                Workers::Threads => Box::new(pool::Threads::start(count)?),
+                Workers::Processes => Box::new(process::Processes::start(count)?),
+            },
+        })
     }
 
     /// Queues a job, waiting while the queue is full; see [`Sandbox::wait`].

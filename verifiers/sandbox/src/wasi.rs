@@ -1,6 +1,7 @@
 //! The world that a program sees: empty, silent and outside of time.
 //!
-//! No files, no network, no environment, arguments or working folder. Standard input is given;
+//! No files, no network, no environment, arguments or working folder (a plugin may be granted some
+//! to read). Standard input is given;
 //! standard output and error are kept up to a limit that ends the program. Clocks show a fixed
 //! date plus one nanosecond per unit of fuel and whatever was slept: sleeping moves them and takes
 //! no time. Random bytes are drawn from the seed.
@@ -13,7 +14,7 @@ use wasmtime::{
     component::{Linker, Resource, ResourceTable},
 };
 use wasmtime_wasi::{
-    WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView,
+    FsPerms, WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView,
     cli::{IsTerminal, StdoutStream},
     p2::{
         DynPollable, OutputStream, Pollable, StreamError, StreamResult,
@@ -22,7 +23,10 @@ use wasmtime_wasi::{
     },
 };
 
-use crate::guest::Program;
+use crate::{
+    guest::{Limits, Program},
+    plugin::Grants,
+};
 
 /// Seconds since 1970 at which every program starts: 2026-01-01 00:00:00 UTC.
 const START: u64 = 1_767_225_600;
@@ -33,18 +37,23 @@ const CLOCKS: [(&str, &str); 2] = [
     ("wasi:clocks/monotonic-clock@0.2.9", "wasi:clocks/wall-clock@0.2.9"),
 ];
 
+/// Lines that one call may log, and bytes of each.
+const LOGGED: (usize, usize) = (100, 1000);
+
 /// What an instance's store carries.
-pub(crate) struct World {
+pub struct World {
     wasi: WasiCtx,
     table: ResourceTable,
     pub(crate) limits: MemoryLimit,
-    pub(crate) stdout: Output,
-    pub(crate) stderr: Output,
+    stdout: Output,
+    stderr: Output,
     /// Fuel at the start, and nanoseconds slept since.
     pub(crate) fuel: u64,
     slept: u64,
     /// In the judge's instance: the program it asks.
     pub(crate) program: Option<Program>,
+    /// Lines that a plugin has logged.
+    log: Vec<String>,
 }
 
 impl WasiView for World {
@@ -54,29 +63,67 @@ impl WasiView for World {
 }
 
 impl World {
-    /// A world with `stdin` to read, `output` bytes of room on each stream, and `memory` bytes.
-    pub(crate) fn new(stdin: &str, output: usize, memory: usize, fuel: u64, seed: u64) -> Self {
-        let stdout = Output::new(output);
-        let stderr = Output::new(output);
-        let wasi = WasiCtxBuilder::new()
-            .allow_blocking_current_thread(true)
-            .stdin(MemoryInputPipe::new(stdin.to_owned()))
+    /// A world with `stdin` to read and what `limits` leave room for.
+    pub(crate) fn new(stdin: &str, limits: Limits, seed: u64) -> Self {
+        let mut wasi = WasiCtxBuilder::new();
+        wasi.stdin(MemoryInputPipe::new(stdin.to_owned()));
+        Self::of(wasi, limits, seed)
+    }
+
+    /// A world with nothing to read from standard input, and with what `grants` add.
+    pub(crate) fn granted(limits: Limits, seed: u64, grants: &Grants) -> wasmtime::Result<Self> {
+        let mut wasi = WasiCtxBuilder::new();
+        for folder in &grants.read {
+            let name = folder.to_string_lossy();
+            wasi.preopened_dir(folder, name.as_ref(), FsPerms::ReadOnly)?;
+        }
+        for name in &grants.variables {
+            if let Ok(value) = std::env::var(name) {
+                wasi.env(name, value);
+            }
+        }
+        Ok(Self::of(wasi, limits, seed))
+    }
+
+    fn of(mut wasi: WasiCtxBuilder, limits: Limits, seed: u64) -> Self {
+        let stdout = Output::new(limits.output());
+        let stderr = Output::new(limits.output());
+        wasi.allow_blocking_current_thread(true)
             .stdout(stdout.clone())
             .stderr(stderr.clone())
             .secure_random(ChaCha8Rng::seed_from_u64(seed))
             .insecure_random(ChaCha8Rng::seed_from_u64(seed.wrapping_add(1)))
-            .insecure_random_seed(u128::from(seed))
-            .build();
+            .insecure_random_seed(u128::from(seed));
         Self {
-            wasi,
+            wasi: wasi.build(),
             table: ResourceTable::new(),
-            limits: MemoryLimit::new(memory),
+            limits: MemoryLimit::new(limits.memory()),
             stdout,
             stderr,
-            fuel,
+            fuel: limits.fuel(),
             slept: 0,
             program: None,
+            log: Vec::new(),
         }
+    }
+
+    /// What was written to standard output and standard error since this was last asked.
+    pub(crate) fn take_output(&self) -> (String, String) {
+        (self.stdout.take(), self.stderr.take())
+    }
+
+    /// Keeps a line for the user, as long as there are not too many.
+    pub(crate) fn log(&mut self, mut line: String) {
+        let (lines, bytes) = LOGGED;
+        if self.log.len() < lines {
+            line.truncate(line.floor_char_boundary(bytes));
+            self.log.push(line);
+        }
+    }
+
+    /// What was logged since this was last asked.
+    pub(crate) fn take_log(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.log)
     }
 }
 

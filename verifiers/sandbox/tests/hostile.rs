@@ -2,7 +2,7 @@
 
 use std::{fs, path::Path};
 
-use tallow_sandbox::{Asserts, Case, Job, Limits, Report, Sandbox, Tests};
+use tallow_sandbox::{Asserts, Case, Job, Limits, Report, Sandbox, Tests, Workers};
 
 const LIMITS: Limits = Limits {
     fuel_millions: 2000,
@@ -38,7 +38,7 @@ fn grade(sandbox: &Sandbox, job: Job) -> Report {
 
 #[test]
 fn no_forgery_is_graded_correct() {
-    let sandbox = Sandbox::start(2).expect("the sandbox starts");
+    let sandbox = Sandbox::start(Workers::Threads, 2).expect("the sandbox starts");
     let forgeries = programs("forge");
     assert!(forgeries.len() >= 36, "{} forgeries", forgeries.len());
     for (name, program) in &forgeries {
@@ -57,7 +57,7 @@ fn no_forgery_is_graded_correct() {
 
 #[test]
 fn hostile_programs_end_within_their_limits() {
-    let sandbox = Sandbox::start(2).expect("the sandbox starts");
+    let sandbox = Sandbox::start(Workers::Threads, 2).expect("the sandbox starts");
     let hostile = programs("hostile");
     assert_eq!(hostile.len(), 28);
     for (name, program) in &hostile {

@@ -5,6 +5,8 @@
 
 mod reply;
 
+pub use tallow_sandbox::served_as_worker;
+
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, OnceLock, PoisonError},
@@ -12,7 +14,9 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use tallow_sandbox::{Asserts, Call, Case, Graded, Job, Limits, Sandbox, SandboxError, Tests};
+use tallow_sandbox::{
+    Asserts, Call, Case, Graded, Job, Limits, Sandbox, SandboxError, Tests, Workers,
+};
 
 use crate::{
     config_fault::ConfigFault,
@@ -44,8 +48,10 @@ pub struct PythonConfig {
     /// Seed of the programs' randomness.
     pub seed: u64,
     /// How many programs run at a time; 0 is one per processor core. Verifiers that ask for the
-    /// same number share their workers.
+    /// same number and kind share their workers.
     pub workers: u32,
+    /// Whether workers are `threads` of this process or `processes` of their own.
+    pub backend: Workers,
 }
 
 /// Where the program is.
@@ -70,6 +76,7 @@ impl Default for PythonConfig {
             limits: Limits::default(),
             seed: 0,
             workers: 0,
+            backend: Workers::default(),
         }
     }
 }
@@ -274,9 +281,11 @@ impl Verifier for Python {
         reference: &Reference,
     ) -> Vec<Result<Verdict, VerifyError>> {
         let prepared = self.tests(reference).and_then(|tests| {
-            let sandbox = shared(self.config.workers).map_err(|error| VerifyError::Broken {
-                verifier: PythonConfig::NAME.to_owned(),
-                problem: error.to_string(),
+            let sandbox = shared(self.config.backend, self.config.workers).map_err(|error| {
+                VerifyError::Broken {
+                    verifier: PythonConfig::NAME.to_owned(),
+                    problem: error.to_string(),
+                }
             })?;
             Ok((tests, sandbox))
         });
@@ -298,19 +307,19 @@ impl Verifier for Python {
     }
 }
 
-/// The pool with this many workers, started when it is first needed.
-fn shared(workers: u32) -> Result<Arc<Sandbox>, SandboxError> {
-    static POOLS: OnceLock<Mutex<HashMap<u32, Arc<Sandbox>>>> = OnceLock::new();
+/// The pool of this kind and number of workers, started when it is first needed.
+fn shared(backend: Workers, workers: u32) -> Result<Arc<Sandbox>, SandboxError> {
+    static POOLS: OnceLock<Mutex<HashMap<(Workers, u32), Arc<Sandbox>>>> = OnceLock::new();
     let workers = match workers {
         0 => std::thread::available_parallelism().map_or(1, |cores| cores.get() as u32),
         workers => workers,
     };
     let mut pools =
         POOLS.get_or_init(Mutex::default).lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some(pool) = pools.get(&workers) {
+    if let Some(pool) = pools.get(&(backend, workers)) {
         return Ok(Arc::clone(pool));
     }
-    let pool = Arc::new(Sandbox::start(workers)?);
-    pools.insert(workers, Arc::clone(&pool));
+    let pool = Arc::new(Sandbox::start(backend, workers)?);
+    pools.insert((backend, workers), Arc::clone(&pool));
     Ok(pool)
 }
