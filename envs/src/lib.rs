@@ -29,6 +29,8 @@ pub mod jsonl;
 pub mod letter_count;
 pub mod multiplication;
 pub mod parity;
+#[cfg(feature = "sandbox")]
+pub mod plugin;
 
 pub use environment::{Environment, Episode, SingleTurn, Step};
 pub use error::EnvError;
@@ -51,6 +53,8 @@ pub const BUILTIN: &[EnvEntry] = &[
     EnvEntry::of::<letter_count::LetterCountConfig>(),
     EnvEntry::of::<multiplication::MultiplicationConfig>(),
     EnvEntry::of::<parity::ParityConfig>(),
+    #[cfg(feature = "sandbox")]
+    EnvEntry::of::<tallow_verifiers::plugin::PluginConfig>(),
 ];
 
 #[cfg(doctest)]

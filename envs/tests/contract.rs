@@ -56,6 +56,9 @@ fn variants(name: &str) -> Vec<Value> {
             json!({"left_digits": 2, "right_digits": 5}),
             json!({"left_digits": 9, "right_digits": 9}),
         ],
+        "plugin" => {
+            vec![json!({"plugin": "../verifiers/sandbox/tests/plugins/counting.wat", "workers": 2})]
+        }
         "parity" => vec![json!({"bits": 8}), json!({"bits": 1024})],
         other => panic!("add options for the environment `{other}` to this table"),
     }
@@ -70,7 +73,7 @@ fn every_builtin_environment_meets_the_contract() {
     for entry in Environments::builtin().entries() {
         let mut options = variants(entry.name());
         // A file has no default.
-        if entry.name() != "jsonl" {
+        if !["jsonl", "plugin"].contains(&entry.name()) {
             options.push(entry.default_options());
         }
         for (seed, options) in options.iter().enumerate() {

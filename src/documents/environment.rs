@@ -72,8 +72,8 @@ pub fn build(
     Ok(Arc::new(Source { environment, styles, seed: context.seed.derive(&[STYLE_STREAM]) }))
 }
 
-/// Builds an environment from a table that holds its `name` beside its options; faults are told
-/// under `key`.
+/// Builds an environment from a table that holds its `name` beside its options, or a `plugin`; faults
+/// are told under `key`.
 ///
 /// # Errors
 /// If the name is missing or unknown, or the options are wrong.
@@ -88,7 +88,8 @@ pub fn named_environment(
             ConfigFault::new(key, "an environment is a table").expected("{ name = \"…\", … }")
         );
     };
-    let Some(Value::String(name)) = options.remove("name") else {
+    let unnamed = options.contains_key("plugin").then(|| "plugin".into());
+    let Some(Value::String(name)) = options.remove("name").or(unnamed) else {
         return Err(ConfigFault::new(key, "the environment is not named")
             .expected("a key `name`; `tallow list envs` shows all"));
     };

@@ -217,6 +217,14 @@ fn read(
     }))
 }
 
+/// What a component's table names; one with a `plugin` needs no name.
+fn component_name(table: &mut Table, problems: &mut Problems) -> Option<String> {
+    if table.contains("plugin") && !table.contains("name") {
+        return Some("plugin".to_owned());
+    }
+    table.require("name", problems)
+}
+
 /// Reads a stage's `env` table.
 pub fn read_environment(
     table: &mut Table,
@@ -231,7 +239,7 @@ pub fn read_environment(
         return (None, Value::Null);
     }
     let Some(mut env) = table.split_named("env", problems) else { return (None, Value::Null) };
-    let Some(name) = env.require::<String>("name", problems) else { return (None, Value::Null) };
+    let Some(name) = component_name(&mut env, problems) else { return (None, Value::Null) };
     let environments = &context.registry.environments;
     let build_context = context.environment_context();
     if environments.get(&name).is_none() {
@@ -256,7 +264,7 @@ pub fn read_verifier(
     context: &StageContext<'_>,
     problems: &mut Problems,
 ) -> (Option<Arc<dyn Verifier>>, Value) {
-    let verifiers = &context.registry.verifiers;
+    let verifiers = &context.registry.verifiers.clone().in_folder(context.folder);
     let given = table.split_named("verifier", problems);
     let (name, built, options) = match given {
         None => {
@@ -272,7 +280,7 @@ pub fn read_verifier(
             (name.to_string(), built, options)
         }
         Some(mut table) => {
-            let Some(name) = table.require::<String>("name", problems) else {
+            let Some(name) = component_name(&mut table, problems) else {
                 return (None, Value::Null);
             };
             if verifiers.get(&name).is_none() {

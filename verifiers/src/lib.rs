@@ -31,6 +31,8 @@ pub mod exact;
 pub mod format;
 pub mod math;
 pub mod numeric;
+#[cfg(feature = "sandbox")]
+pub mod plugin;
 pub mod rubric;
 
 pub use config_fault::ConfigFault;
@@ -46,6 +48,8 @@ pub const BUILTIN: &[VerifierEntry] = &[
     VerifierEntry::of::<format::FormatConfig>(),
     VerifierEntry::of::<math::MathConfig>(),
     VerifierEntry::of::<numeric::NumericConfig>(),
+    #[cfg(feature = "sandbox")]
+    VerifierEntry::of::<plugin::PluginConfig>(),
     #[cfg(feature = "sandbox")]
     VerifierEntry::of::<code::PythonConfig>(),
     VerifierEntry::of::<rubric::RubricConfig>(),

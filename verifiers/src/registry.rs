@@ -2,7 +2,10 @@
 //!
 //! A row is data, so "what exists?" is answered by reading one array ([`BUILTIN`](crate::BUILTIN)).
 
-use std::sync::Arc;
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
@@ -121,12 +124,25 @@ impl VerifierEntry {
 #[derive(Clone, Debug)]
 pub struct Verifiers {
     entries: Vec<VerifierEntry>,
+    folder: PathBuf,
 }
 
 impl Verifiers {
     /// The built-in ones.
     pub fn builtin() -> Self {
-        Self { entries: crate::BUILTIN.to_vec() }
+        Self { entries: crate::BUILTIN.to_vec(), folder: PathBuf::new() }
+    }
+
+    /// The same table, where relative paths in options start from `folder`.
+    #[must_use]
+    pub fn in_folder(mut self, folder: impl Into<PathBuf>) -> Self {
+        self.folder = folder.into();
+        self
+    }
+
+    /// Where relative paths in options start from; empty for the current folder.
+    pub fn folder(&self) -> &Path {
+        &self.folder
     }
 
     /// One verifier more; it replaces one of the same name.

@@ -21,6 +21,7 @@ use tallow_sandbox::{
 use crate::{
     config_fault::ConfigFault,
     error::VerifyError,
+    plugin::{self, check_limits, check_workers},
     registry::{ContractCase, VerifierConfig, Verifiers},
     transcript::Transcript,
     verifier::{Outcome, Reference, ReferenceKind, Verdict, Verifier},
@@ -86,21 +87,8 @@ impl VerifierConfig for PythonConfig {
     const SUMMARY: &'static str = "a Python program meets its tests, run in a sandbox";
 
     fn build(&self, _verifiers: &Verifiers) -> Result<Arc<dyn Verifier>, ConfigFault> {
-        let limits = &self.limits;
-        let range = |key: &str, value: u64, from: u64, to: u64| {
-            if (from..=to).contains(&value) {
-                return Ok(());
-            }
-            Err(ConfigFault::new(key, "the limit is out of range")
-                .found(value.to_string())
-                .expected(format!("{from} to {to}")))
-        };
-        range("limits.fuel_millions", limits.fuel_millions, 100, 100_000_000)?;
-        range("limits.memory_mib", limits.memory_mib.into(), 64, 1024)?;
-        range("limits.output_kib", limits.output_kib.into(), 1, 1 << 20)?;
-        range("limits.recursion", limits.recursion.into(), 50, 1_000_000)?;
-        range("limits.backstop_s", limits.backstop_s, 1, 86_400)?;
-        range("workers", self.workers.into(), 0, 1024)?;
+        check_limits(&self.limits)?;
+        check_workers(self.workers)?;
         if !(self.tolerance >= 0.0 && self.tolerance.is_finite()) {
             return Err(ConfigFault::new("tolerance", "it is not a distance")
                 .found(self.tolerance.to_string())
@@ -310,10 +298,7 @@ impl Verifier for Python {
 /// The pool of this kind and number of workers, started when it is first needed.
 fn shared(backend: Workers, workers: u32) -> Result<Arc<Sandbox>, SandboxError> {
     static POOLS: OnceLock<Mutex<HashMap<(Workers, u32), Arc<Sandbox>>>> = OnceLock::new();
-    let workers = match workers {
-        0 => std::thread::available_parallelism().map_or(1, |cores| cores.get() as u32),
-        workers => workers,
-    };
+    let workers = plugin::workers(workers);
     let mut pools =
         POOLS.get_or_init(Mutex::default).lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(pool) = pools.get(&(backend, workers)) {
