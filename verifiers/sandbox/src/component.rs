@@ -9,7 +9,7 @@
 use std::{
     fs, io,
     path::{Path, PathBuf},
-    sync::OnceLock,
+    sync::{Arc, OnceLock},
     time::Duration,
 };
 
@@ -21,6 +21,8 @@ use wasmtime::{
 
 use crate::{
     error::SandboxError,
+    guest::Stock,
+    memory::{self, Memories},
     wasi::{World, link},
 };
 
@@ -65,19 +67,28 @@ pub fn component_hash() -> &'static str {
 pub(crate) struct Python {
     pub(crate) engine: Engine,
     pub(crate) ready: InstancePre<World>,
+    /// What instances begin with, and those that wait for another program.
+    pub(crate) stock: Arc<Stock>,
 }
 
 impl Python {
-    /// With room for `slots` instances at a time that are quick to start, or, for 0, for any
-    /// number that are slower to.
-    pub(crate) fn open(slots: u32) -> Result<Self, SandboxError> {
-        let engine = Engine::new(&config(slots)).map_err(SandboxError::start)?;
+    /// With room for the instances of so many workers.
+    pub(crate) fn open(workers: u32) -> Result<Self, SandboxError> {
+        let kept = memory::available();
+        let mut config = config();
+        if kept {
+            // The memory's own mapping is what makes copies; wasmtime's would lie under it.
+            config.memory_init_cow(false).with_host_memory(Arc::new(Memories));
+        } else {
+            pool(&mut config, workers);
+        }
+        let engine = Engine::new(&config).map_err(SandboxError::start)?;
         let component = compiled(&engine, &Source::python())?;
         let mut linker = Linker::new(&engine);
         link(&mut linker).map_err(SandboxError::start)?;
         let ready = linker.instantiate_pre(&component).map_err(SandboxError::start)?;
         tick(&engine)?;
-        Ok(Self { engine, ready })
+        Ok(Self { engine, ready, stock: Arc::new(Stock::new(kept)) })
     }
 }
 
@@ -126,15 +137,12 @@ impl Source {
     }
 }
 
-/// Settings of an engine with room for `slots` instances, or, for 0, for any number that are slower
-/// to start.
-pub(crate) fn config(slots: u32) -> Config {
+/// Settings of every engine.
+pub(crate) fn config() -> Config {
     let mut config = Config::new();
     config
         .wasm_component_model(true)
         .cranelift_opt_level(OptLevel::Speed)
-        .memory_init_cow(true)
-        .memory_guaranteed_dense_image_size(64 << 20)
         .wasm_backtrace_max_frames(None)
         // Never used, but must not be smaller than the other.
         .async_stack_size(WASM_STACK + MIB)
@@ -142,34 +150,39 @@ pub(crate) fn config(slots: u32) -> Config {
         .concurrency_support(false)
         .consume_fuel(true)
         .epoch_interruption(true);
-    if slots > 0 {
-        let mut pool = PoolingAllocationConfig::new();
-        pool.total_component_instances(slots)
-            .total_core_instances(slots * 60)
-            .total_memories(slots * 4)
-            .total_tables(slots * 16)
-            .max_component_instance_size(MIB)
-            .max_core_instances_per_component(60)
-            .max_core_instance_size(MIB)
-            .max_memories_per_component(4)
-            .max_tables_per_component(16)
-            .table_elements(40_000)
-            .max_memory_size(MOST_MEMORY)
-            .max_unused_warm_slots(slots)
-            .pagemap_scan(Enabled::No);
-        if slots > SLOTS_PER_WORKER {
-            // With one worker, fresh copy-on-write pages are cheaper than resetting old ones; with
-            // more, their page faults contend for the address space and a second worker adds
-            // nothing.
-            pool.linear_memory_keep_resident(64 * MIB);
-        }
-        config.allocation_strategy(InstanceAllocationStrategy::Pooling(pool));
-    }
     config
 }
 
+/// Has instances come from a pool with room for so many workers.
+fn pool(config: &mut Config, workers: u32) {
+    let slots = workers * SLOTS_PER_WORKER;
+    let mut pool = PoolingAllocationConfig::new();
+    pool.total_component_instances(slots)
+        .total_core_instances(slots * 60)
+        .total_memories(slots * 4)
+        .total_tables(slots * 16)
+        .max_component_instance_size(MIB)
+        .max_core_instances_per_component(60)
+        .max_core_instance_size(MIB)
+        .max_memories_per_component(4)
+        .max_tables_per_component(16)
+        .table_elements(40_000)
+        .max_memory_size(MOST_MEMORY)
+        .max_unused_warm_slots(slots)
+        .pagemap_scan(Enabled::No);
+    if workers > 1 {
+        // With one worker, fresh copy-on-write pages are cheaper than resetting old ones; with more,
+        // their page faults contend for the address space and a second worker adds nothing.
+        pool.linear_memory_keep_resident(64 * MIB);
+    }
+    config
+        .memory_init_cow(true)
+        .memory_guaranteed_dense_image_size(64 << 20)
+        .allocation_strategy(InstanceAllocationStrategy::Pooling(pool));
+}
+
 /// Instances that a worker holds at a time: its judge, a program and the next program.
-pub(crate) const SLOTS_PER_WORKER: u32 = 3;
+const SLOTS_PER_WORKER: u32 = 3;
 
 /// The component as machine code: from the cache if a good one is there, else compiled.
 pub(crate) fn compiled(engine: &Engine, source: &Source) -> Result<Component, SandboxError> {

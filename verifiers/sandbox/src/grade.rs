@@ -186,6 +186,7 @@ impl Grader {
             let loaded = guest.load(&job.program, job.seed);
             report.fuel += guest.fuel_used();
             (report.stdout, report.stderr) = guest.output();
+            let returned = loaded.is_ok();
             let failure = match loaded {
                 Ok(loaded) => match unfinished(&loaded, &guest) {
                     Some(failure) => Some(failure),
@@ -194,6 +195,9 @@ impl Grader {
                 Err(End::Exit(0)) => differs(&report.stdout, &case.stdout, number + 1),
                 Err(end) => Some(failure(end, job.limits)?),
             };
+            if returned {
+                guest.leave(&self.python);
+            }
             report.count(failure);
             if report.failure.is_some() && !job.every_test {
                 break;
@@ -225,6 +229,7 @@ impl Grader {
         if let Some(guest) = program.inside() {
             (report.stdout, report.stderr) = guest.output();
         }
+        program.leave();
         Ok(report)
     }
 
@@ -277,6 +282,7 @@ impl Grader {
         if let Some(guest) = program.inside() {
             (report.stdout, report.stderr) = guest.output();
         }
+        program.leave();
         Ok(report)
     }
 

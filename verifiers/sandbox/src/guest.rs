@@ -1,6 +1,9 @@
 //! One instance of the component: started, asked, and why it ended.
 
-use std::time::Duration;
+use std::{
+    sync::{Mutex, MutexGuard, OnceLock, PoisonError},
+    time::Duration,
+};
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -13,6 +16,7 @@ use wasmtime_wasi::I32Exit;
 use crate::{
     component::{MOST_MEMORY, Python, TICK},
     error::SandboxError,
+    memory::{Regions, Snapshot, made_by},
     wasi::{OutputFull, World},
 };
 
@@ -105,33 +109,104 @@ impl End {
     }
 }
 
+/// Programs that one instance serves. Each leaves some entries in the instance's table of streams,
+/// which only grows.
+const SERVED: u32 = 1000;
+
 /// A running instance and its entry points.
 pub(crate) struct Guest {
     pub(crate) store: Store<World>,
     load: TypedFunc<(String, u32, u64), (String,)>,
     operate: TypedFunc<(String,), (String,)>,
+    more: TypedFunc<(String,), (String,)>,
     check: TypedFunc<(String,), (String,)>,
     pub(crate) limits: Limits,
+    /// Its memories, if they lie on the snapshot.
+    regions: Option<Regions>,
+    /// Programs it has served before this one.
+    served: u32,
+}
+
+/// Instances whose memory has been put back, and what it is put back to.
+pub(crate) struct Stock {
+    kept: bool,
+    snapshot: OnceLock<Option<Snapshot>>,
+    guests: Mutex<Vec<Guest>>,
+}
+
+impl Stock {
+    /// If `kept` is false, every instance is a fresh one.
+    pub(crate) fn new(kept: bool) -> Self {
+        Self { kept, snapshot: OnceLock::new(), guests: Mutex::default() }
+    }
+
+    /// The snapshot; made of the first instance's memories, before it runs anything.
+    fn snapshot(&self, first: &Regions) -> Option<&Snapshot> {
+        self.snapshot.get_or_init(|| Snapshot::of(first).ok().filter(|_| self.kept)).as_ref()
+    }
+
+    fn guests(&self) -> MutexGuard<'_, Vec<Guest>> {
+        self.guests.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Guest {
+    /// An instance in the state of the snapshot.
     pub(crate) fn start(
         python: &Python,
         stdin: &str,
         limits: Limits,
         seed: u64,
     ) -> Result<Self, SandboxError> {
-        let mut store = Store::new(&python.engine, World::new(stdin, limits, seed));
+        let waiting = python.stock.guests().pop();
+        let mut guest = match waiting {
+            Some(guest) => guest,
+            None => Self::fresh(python, limits)?,
+        };
+        *guest.store.data_mut() = World::new(stdin, limits, seed);
+        guest.limits = limits;
+        guest.refill();
+        Ok(guest)
+    }
+
+    fn fresh(python: &Python, limits: Limits) -> Result<Self, SandboxError> {
+        let mut store = Store::new(&python.engine, World::new("", limits, 0));
         store.limiter(|world| &mut world.limits);
         limits.refill(&mut store);
-        let instance = python.ready.instantiate(&mut store).map_err(SandboxError::start)?;
+        let (instance, regions) = made_by(|| python.ready.instantiate(&mut store));
+        let instance = instance.map_err(SandboxError::start)?;
+        let regions = python
+            .stock
+            .snapshot(&regions)
+            .and_then(|snapshot| snapshot.lay_under(&regions).ok())
+            .map(|()| regions);
         Ok(Self {
             load: entry(&instance, &mut store, "load")?,
             operate: entry(&instance, &mut store, "operate")?,
+            more: entry(&instance, &mut store, "more")?,
             check: entry(&instance, &mut store, "check")?,
             store,
             limits,
+            regions,
+            served: 0,
         })
+    }
+
+    /// Gives up an instance none of whose calls failed: its memory is put back and it waits for
+    /// another program, if that can be.
+    pub(crate) fn leave(mut self, python: &Python) {
+        self.served += 1;
+        if self.served < SERVED && self.put_back(python) {
+            python.stock.guests().push(self);
+        }
+    }
+
+    /// Whether its memory could be put back to the snapshot.
+    fn put_back(&self, python: &Python) -> bool {
+        match (&self.regions, python.stock.snapshot.get()) {
+            (Some(regions), Some(Some(snapshot))) => snapshot.put_back(regions).unwrap_or(false),
+            _ => false,
+        }
     }
 
     pub(crate) fn fuel_used(&self) -> u64 {
@@ -154,6 +229,13 @@ impl Guest {
     pub(crate) fn operate(&mut self, request: &str) -> Result<String, End> {
         let result = self.operate.call(&mut self.store, (request.to_owned(),));
         Ok(result.map_err(|error| self.end(&error))?.0)
+    }
+
+    /// Runs `source` where `load` or the last `more` left off.
+    pub(crate) fn more(&mut self, source: &str) -> Result<Loaded, End> {
+        let result = self.more.call(&mut self.store, (source.to_owned(),));
+        let reply = result.map_err(|error| self.end(&error))?.0;
+        serde_json::from_str(&reply).map_err(|_| Crash::unreadable())
     }
 
     pub(crate) fn check(&mut self, request: &Value) -> Result<String, End> {
@@ -265,8 +347,7 @@ impl Program {
     /// The reply to a question of the judge, always readable.
     pub(crate) fn answer(&mut self, request: &str) -> String {
         if request == r#"["fresh"]"# {
-            self.spent = self.fuel_used();
-            self.guest = None;
+            self.leave();
             return r#"["ok",null]"#.to_owned();
         }
         const GONE: &str = r#"["gone","the program is no more"]"#;
@@ -280,6 +361,16 @@ impl Program {
                 self.end = Some(end);
                 GONE.to_owned()
             }
+        }
+    }
+
+    /// Gives its instance up; the next question begins with the program's first line again.
+    pub(crate) fn leave(&mut self) {
+        self.spent = self.fuel_used();
+        if let Some(guest) = self.guest.take()
+            && self.end.is_none()
+        {
+            guest.leave(&self.python);
         }
     }
 

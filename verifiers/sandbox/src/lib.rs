@@ -11,7 +11,8 @@
 //! - *The grade*: tests run in another instance than the program. Expected values never enter the
 //!   program's instance, what comes back is plain data, and all comparing is done where the program
 //!   has never been (`guest/judge.py`, `grade.rs`).
-//! - *Other programs*: each program starts from the same snapshot in a fresh instance.
+//! - *Other programs*: each program starts from the same snapshot, in a fresh instance or in one
+//!   whose memory was put back (`memory.rs`).
 //!
 //! Not covered: a program that knows or guesses the answers; arguments of one test seen while
 //! another is graded, unless each test gets a fresh instance; tests that run inside the program's
@@ -30,6 +31,8 @@ pub mod plugin;
 
 mod component;
 mod guest;
+#[cfg_attr(not(target_os = "linux"), path = "memory_fresh.rs")]
+mod memory;
 mod pool;
 mod process;
 mod value;

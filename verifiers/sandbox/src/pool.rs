@@ -8,7 +8,7 @@ use std::{
 use crossbeam::channel::{Receiver, Sender, bounded};
 
 use crate::{
-    component::{Python, SLOTS_PER_WORKER, THREAD_STACK},
+    component::{Python, THREAD_STACK},
     error::SandboxError,
     grade::{Grader, Job, Report},
 };
@@ -29,7 +29,7 @@ pub(crate) struct Threads {
 
 impl Threads {
     pub(crate) fn start(workers: u32) -> Result<Self, SandboxError> {
-        let python = Python::open(workers * SLOTS_PER_WORKER)?;
+        let python = Python::open(workers)?;
         let (queue, jobs) = bounded::<(Job, Sender<Graded>)>(4 * workers as usize);
         for number in 0..workers {
             let (python, jobs) = (python.clone(), jobs.clone());

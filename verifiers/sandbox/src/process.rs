@@ -16,7 +16,7 @@ use std::{
 use crossbeam::channel::{Receiver, Sender, bounded};
 
 use crate::{
-    component::{Python, SLOTS_PER_WORKER, THREAD_STACK},
+    component::{Python, THREAD_STACK},
     error::SandboxError,
     grade::{Grader, Job},
     pool::{Backend, Graded},
@@ -52,7 +52,7 @@ fn serve() {
         let Ok(job) = serde_json::from_str::<Job>(&line) else { return };
         let graded = match &mut grader {
             Some(grader) => grader.grade(&job),
-            None => Python::open(SLOTS_PER_WORKER)
+            None => Python::open(1)
                 .and_then(|python| grader.insert(Grader::new(python)).grade(&job)),
         };
         let Ok(mut reply) = serde_json::to_string(&graded) else { return };

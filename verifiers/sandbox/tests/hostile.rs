@@ -1,36 +1,9 @@
 //! Programs that attack the sandbox or their grade: all contained, none graded correct.
 
-use std::{fs, path::Path};
+mod programs;
 
-use tallow_sandbox::{Asserts, Case, Job, Limits, Report, Sandbox, Tests, Workers};
-
-const LIMITS: Limits = Limits {
-    fuel_millions: 2000,
-    memory_mib: 256,
-    output_kib: 64,
-    recursion: 1000,
-    backstop_s: 120,
-};
-
-fn programs(folder: &str) -> Vec<(String, String)> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests").join(folder);
-    let mut programs: Vec<_> = fs::read_dir(folder)
-        .expect("the programs are there")
-        .map(|entry| entry.expect("the folder can be read").path())
-        .map(|path| {
-            let name = path.file_stem().expect("it has a name").to_string_lossy().into_owned();
-            (name, fs::read_to_string(&path).expect("the program can be read"))
-        })
-        .collect();
-    programs.sort();
-    programs
-}
-
-fn squares(program: &str) -> Job {
-    let source = "assert f(2) == 4\nassert f(3) == 9".to_owned();
-    let tests = Tests::Asserts(Asserts { source, ..Asserts::default() });
-    Job { limits: LIMITS, ..Job::new(program, tests) }
-}
+use programs::{LIMITS, programs, squares};
+use tallow_sandbox::{Case, Job, Report, Sandbox, Tests, Workers};
 
 fn grade(sandbox: &Sandbox, job: Job) -> Report {
     sandbox.grade(job).expect("the sandbox holds")

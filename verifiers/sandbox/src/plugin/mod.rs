@@ -346,7 +346,7 @@ impl Opener {
                 return Err(PluginError::Grant(told));
             }
         }
-        let engine = Engine::new(&component::config(0))
+        let engine = Engine::new(&component::config())
             .map_err(|error| unusable(format!("{error:#}")))?;
         let source = Source::plugin(&shown, bytes);
         let component = component::compiled(&engine, &source)
