@@ -159,9 +159,19 @@ fn record(experiment: &Experiment, plan: &RunPlan, options: &RunOptions) -> RunR
     let stages = plan
         .stages
         .iter()
-        .map(|it| StageRecord { name: it.name.clone(), kind: it.stage.kind().into(), status: None })
+        .map(|it| StageRecord {
+            name: it.name.clone(),
+            kind: it.stage.kind().into(),
+            status: None,
+            provenance: it.stage.provenance(),
+        })
         .collect();
-    let versions = [("tallow".to_string(), env!("CARGO_PKG_VERSION").to_string())];
+    let versions = [
+        ("tallow".to_string(), env!("CARGO_PKG_VERSION").to_string()),
+        // Verdicts on programs depend on it.
+        #[cfg(feature = "sandbox")]
+        ("python".to_string(), tallow_verifiers::code::component_hash().to_string()),
+    ];
     RunRecord {
         name: variant_name(plan).unwrap_or_else(|| experiment.name.clone()),
         question: experiment.question.clone(),

@@ -55,6 +55,9 @@ pub struct StageRecord {
     pub kind: String,
     /// `None` until it begins.
     pub status: Option<Status>,
+    /// Where its tasks came from: files and their hashes; `None` if options and seed say it all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub provenance: Option<serde_json::Value>,
 }
 
 /// What `run.json` holds. Keys it does not know are left out when it is written again.
@@ -576,7 +579,12 @@ mod tests {
 
     fn record() -> RunRecord {
         let stage =
-            |name: &str| StageRecord { name: name.to_owned(), kind: name.to_owned(), status: None };
+            |name: &str| StageRecord {
+                name: name.to_owned(),
+                kind: name.to_owned(),
+                status: None,
+                provenance: None,
+            };
         RunRecord {
             name: "x".to_owned(),
             question: None,

@@ -31,6 +31,8 @@ pub mod multiplication;
 pub mod parity;
 #[cfg(feature = "sandbox")]
 pub mod plugin;
+#[cfg(feature = "sandbox")]
+pub mod python_tool;
 
 pub use environment::{Environment, Episode, SingleTurn, Step};
 pub use error::EnvError;
@@ -55,6 +57,8 @@ pub const BUILTIN: &[EnvEntry] = &[
     EnvEntry::of::<parity::ParityConfig>(),
     #[cfg(feature = "sandbox")]
     EnvEntry::of::<tallow_verifiers::plugin::PluginConfig>(),
+    #[cfg(feature = "sandbox")]
+    EnvEntry::of::<python_tool::PythonToolConfig>(),
 ];
 
 #[cfg(doctest)]

@@ -59,6 +59,7 @@ fn variants(name: &str) -> Vec<Value> {
         "plugin" => {
             vec![json!({"plugin": "../verifiers/sandbox/tests/plugins/counting.wat", "workers": 2})]
         }
+        "python_tool" => vec![json!({"tasks": {"name": "parity"}, "calls": 1, "workers": 1})],
         "parity" => vec![json!({"bits": 8}), json!({"bits": 1024})],
         other => panic!("add options for the environment `{other}` to this table"),
     }

@@ -123,6 +123,10 @@ impl Stage for EvalStage {
         ]
     }
 
+    fn provenance(&self) -> Option<Value> {
+        self.environment.provenance()
+    }
+
     fn demand(&self, model: &ModelSettings) -> Option<Demand> {
         Some(Demand { slots: self.config.slots, context: model.context, ..Default::default() })
     }

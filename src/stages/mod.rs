@@ -31,6 +31,11 @@ pub trait Stage: Send + Sync {
     /// step, updates, and what else people get wrong.
     fn derived(&self, model: &ModelSettings) -> Vec<(String, String)>;
 
+    /// Where its tasks come from, for the record; `None` if its settings and the seed say it all.
+    fn provenance(&self) -> Option<Value> {
+        None
+    }
+
     /// What it asks of memory; `None` if next to nothing.
     fn demand(&self, model: &ModelSettings) -> Option<Demand>;
 

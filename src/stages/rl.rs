@@ -584,6 +584,10 @@ impl Stage for RlStage {
         ]
     }
 
+    fn provenance(&self) -> Option<Value> {
+        self.environment.provenance()
+    }
+
     fn demand(&self, model: &ModelSettings) -> Option<Demand> {
         let sequence = model.context;
         let most = self.config.replies().saturating_mul(sequence);

@@ -93,7 +93,10 @@ fn resolved(written: &Path, folder: &Path) -> PathBuf {
 }
 
 /// Refuses limits that nothing can run under.
-pub(crate) fn check_limits(limits: &Limits) -> Result<(), ConfigFault> {
+///
+/// # Errors
+/// The first such limit.
+pub fn check_limits(limits: &Limits) -> Result<(), ConfigFault> {
     for (key, value, from, to) in [
         ("limits.fuel_millions", limits.fuel_millions, 100, 100_000_000),
         ("limits.memory_mib", limits.memory_mib.into(), 64, 1024),
@@ -107,7 +110,10 @@ pub(crate) fn check_limits(limits: &Limits) -> Result<(), ConfigFault> {
 }
 
 /// Refuses a number of workers that is no sensible one.
-pub(crate) fn check_workers(workers: u32) -> Result<(), ConfigFault> {
+///
+/// # Errors
+/// If it is.
+pub fn check_workers(workers: u32) -> Result<(), ConfigFault> {
     check_range("workers", "that many cannot work at a time", workers.into(), 0, 1024)
 }
 

@@ -26,6 +26,9 @@ pub enum Tests {
     Cases(Vec<Case>),
     /// Calls and what they must return.
     Calls(Vec<Call>),
+    /// No tests: source that is run piece by piece after the program, as a notebook does. The report
+    /// tells of the last piece alone: what it wrote and what it raised.
+    Cells(Vec<String>),
 }
 
 /// Assertions in Python.
@@ -155,16 +158,19 @@ pub(crate) struct Grader {
     judge: Option<Guest>,
 }
 
-/// Fuel of the judge, for one program's tests: as much as any test needs that makes sense.
+/// What the judge may use for one program's tests: as much as any test needs that makes sense, and
+/// no less fuel than the program.
 const JUDGE: Limits = Limits {
-    fuel_millions: 20_000,
+    fuel_millions: 1000,
     memory_mib: 512,
     output_kib: 1 << 20,
     recursion: 1000,
     backstop_s: 600,
 };
-/// Pages by which the judge may have grown before it is replaced.
+/// Bytes to which the judge may have grown before it is replaced.
 const JUDGE_MEMORY: usize = 128 << 20;
+/// Characters of what is told of a program.
+const TOLD: usize = 300;
 
 impl Grader {
     pub(crate) fn new(python: Python) -> Self {
@@ -176,7 +182,32 @@ impl Grader {
             Tests::Cases(cases) => self.cases(job, cases),
             Tests::Calls(calls) => self.calls(job, calls),
             Tests::Asserts(asserts) => self.asserts(job, asserts),
+            Tests::Cells(cells) => self.cells(job, cells),
         }
+    }
+
+    fn cells(&self, job: &Job, cells: &[String]) -> Result<Report, SandboxError> {
+        let mut report = Report::of(cells.len());
+        let mut guest = Guest::start(&self.python, "", job.limits, job.seed)?;
+        let mut ran = guest.load(&job.program, job.seed);
+        for cell in cells {
+            if ran.is_err() {
+                break;
+            }
+            // What came before has been shown before.
+            let _ = guest.output();
+            ran = guest.more(cell);
+        }
+        report.fuel = guest.fuel_used();
+        (report.stdout, report.stderr) = guest.output();
+        match ran {
+            Ok(loaded) => {
+                report.failure = unfinished(&loaded, &guest);
+                guest.leave(&self.python);
+            }
+            Err(end) => report.failure = Some(failure(end, job.limits)?),
+        }
+        Ok(report)
     }
 
     fn cases(&self, job: &Job, cases: &[Case]) -> Result<Report, SandboxError> {
@@ -245,7 +276,7 @@ impl Grader {
                     "partial": job.every_test, "fresh": job.fresh, "inside": inside,
                 })
             };
-            let (mut judged, kept) = self.judge(&ask(false), program)?;
+            let (mut judged, kept) = self.judge(&ask(false), job.limits, program)?;
             program = kept;
             if let Some(foreign) = judged.functions.take() {
                 if !job.inside {
@@ -265,18 +296,22 @@ impl Grader {
             if let Some(fault) = judged.fault {
                 return Err(SandboxError::Tests(fault));
             }
-            for (line, passed, why) in judged.results {
-                report.total += 1;
-                report.count((!passed).then(|| wrong(format!("line {line} of the tests: {why}"))));
-            }
-            if let Some(error) = judged.error {
-                report.total += 1;
-                report.count(Some(wrong(error)));
-            }
+            report.passed = judged.passed;
+            report.total = judged.total.max(judged.passed);
+            report.failure = match (judged.failed, judged.error) {
+                (Some((line, why)), _) => Some(wrong(format!("line {line} of the tests: {why}"))),
+                (None, Some(error)) => Some(wrong(error)),
+                (None, None) if judged.passed < judged.total => {
+                    Some(wrong("not all of its tests were reached"))
+                }
+                (None, None) => None,
+            };
         }
         if let Some(failure) = dead(&mut program, job.limits)? {
-            report.total = report.total.max(report.passed + 1);
             report.failure = Some(failure);
+        }
+        if report.failure.is_some() {
+            report.total = report.total.max(report.passed + 1);
         }
         report.fuel = program.fuel_used();
         if let Some(guest) = program.inside() {
@@ -290,12 +325,16 @@ impl Grader {
     fn judge(
         &mut self,
         request: &Value,
+        limits: Limits,
         program: Program,
     ) -> Result<(Judged, Program), SandboxError> {
+        let limits =
+            Limits { fuel_millions: limits.fuel_millions.max(JUDGE.fuel_millions), ..JUDGE };
         let mut judge = match self.judge.take() {
             Some(judge) => judge,
-            None => Guest::start(&self.python, "", JUDGE, 0)?,
+            None => Guest::start(&self.python, "", limits, 0)?,
         };
+        judge.limits = limits;
         judge.refill();
         judge.store.data_mut().program = Some(program);
         let result = judge.check(request);
@@ -304,31 +343,41 @@ impl Grader {
         let program = program.ok_or_else(|| SandboxError::Died("it lost its program".into()))?;
         match result {
             Ok(reply) => {
-                if judge.memory() < JUDGE_MEMORY {
+                let judged = Judged::read(&reply);
+                // What tests changed in the interpreter itself is not for other tests to meet.
+                if judged.keep && judge.memory() < JUDGE_MEMORY {
                     self.judge = Some(judge);
+                } else {
+                    judge.leave(&self.python);
                 }
-                Ok((Judged::read(&reply), program))
+                Ok((judged, program))
             }
+            Err(End::Backstop) => Err(SandboxError::Backstop(JUDGE.backstop_s)),
             // What the program returned was more than comparing it could bear: its own doing, for
             // the same tests hold of every program.
-            Err(End::Fuel) => Ok((Judged::over("comparing its results takes too long"), program)),
-            Err(End::Memory) => {
-                Ok((Judged::over("comparing its results takes too much memory"), program))
+            Err(end) => {
+                let why = match end {
+                    End::Fuel => "comparing its results takes too long",
+                    End::Memory => "comparing its results takes too much memory",
+                    End::Stack => "its results are nested too deeply",
+                    _ => "its results break the interpreter that compares them",
+                };
+                Ok((Judged::over(why), program))
             }
-            Err(End::Stack) => Ok((Judged::over("its results are nested too deeply"), program)),
-            Err(End::Backstop) => Err(SandboxError::Backstop(JUDGE.backstop_s)),
-            Err(end) => Err(SandboxError::Died(format!("the judge's instance ended: {end:?}"))),
         }
     }
 }
 
-/// What the judge's instance says of a program.
+/// What the judge's instance says of a program; see `guest/judge.py`.
 #[derive(Debug, Deserialize)]
 struct Judged {
-    results: Vec<(u32, bool, String)>,
+    passed: u32,
+    total: u32,
+    failed: Option<(u32, String)>,
     error: Option<String>,
     fault: Option<String>,
     functions: Option<String>,
+    keep: bool,
 }
 
 impl Judged {
@@ -338,7 +387,15 @@ impl Judged {
     }
 
     fn over(why: &str) -> Self {
-        Self { results: Vec::new(), error: Some(why.to_owned()), fault: None, functions: None }
+        Self {
+            passed: 0,
+            total: 0,
+            failed: None,
+            error: Some(why.to_owned()),
+            fault: None,
+            functions: None,
+            keep: false,
+        }
     }
 }
 
@@ -364,8 +421,17 @@ impl Report {
     }
 }
 
-fn wrong(what: impl Into<String>) -> Failure {
-    Failure::WrongAnswer(what.into())
+fn wrong(what: impl AsRef<str>) -> Failure {
+    Failure::WrongAnswer(short(what))
+}
+
+fn raised(what: impl AsRef<str>) -> Failure {
+    Failure::RuntimeError(short(what))
+}
+
+/// What a program has a say in is cut where it is told.
+fn short(text: impl AsRef<str>) -> String {
+    text.as_ref().chars().take(TOLD).collect()
 }
 
 /// Why a program's top level did not end well.
@@ -374,9 +440,9 @@ fn unfinished(loaded: &Loaded, guest: &Guest) -> Option<Failure> {
         (Some(error), _) if error.starts_with("MemoryError") && guest.store.data().limits.met => {
             Some(Failure::Memory)
         }
-        (Some(error), _) => Some(Failure::RuntimeError(error.clone())),
+        (Some(error), _) => Some(raised(error)),
         (None, Some(status)) if status != 0 => {
-            Some(Failure::RuntimeError(format!("it left with status {status}")))
+            Some(raised(format!("it left with status {status}")))
         }
         _ => None,
     }
@@ -389,8 +455,8 @@ fn failure(end: End, limits: Limits) -> Result<Failure, SandboxError> {
         End::Memory => Failure::Memory,
         End::Output => Failure::Output,
         End::Stack => Failure::Stack,
-        End::Exit(status) => Failure::RuntimeError(format!("it left with status {status}")),
-        End::Crash(why) => Failure::RuntimeError(format!("the interpreter broke down: {why}")),
+        End::Exit(status) => raised(format!("it left with status {status}")),
+        End::Crash(why) => raised(format!("the interpreter broke down: {why}")),
         End::Backstop => return Err(SandboxError::Backstop(limits.backstop_s)),
     })
 }
@@ -406,7 +472,7 @@ fn dead(program: &mut Program, limits: Limits) -> Result<Option<Failure>, Sandbo
     let Some(loaded) = program.loaded.clone() else { return Ok(None) };
     let Some(guest) = program.inside() else { return Ok(None) };
     Ok(unfinished(&loaded, guest).or_else(|| {
-        loaded.exit.map(|_| Failure::RuntimeError("it left before its tests".to_owned()))
+        loaded.exit.map(|_| raised("it left before its tests"))
     }))
 }
 
@@ -443,12 +509,12 @@ fn outcome(program: &mut Program, call: &Call, tolerance: f64) -> Option<Failure
             .map(|object| program.answer(&json!(["attr", object, method]).to_string()));
         match found.as_deref().and_then(handle) {
             Some(found) => target = found,
-            None => return Some(raised(found.as_deref().unwrap_or(&made))),
+            None => return Some(fell_short(found.as_deref().unwrap_or(&made))),
         }
     }
     let request = json!(["call", target, arguments(&call.args), ["d"]]).to_string();
     let reply = program.answer(&request);
-    let Some(got) = returned(&reply) else { return Some(raised(&reply)) };
+    let Some(got) = returned(&reply) else { return Some(fell_short(&reply)) };
     if matches(&got, &call.expected, tolerance) {
         return None;
     }
@@ -465,14 +531,16 @@ fn returned(reply: &str) -> Option<Value> {
 fn handle(reply: &str) -> Option<Value> {
     let value = returned(reply)?;
     let parts = value.as_array()?;
-    (parts.len() == 3 && parts[0] == "h").then(|| parts[1].clone())
+    let object = parts.len() >= 3 && (parts[0] == "h" || parts[0] == "p");
+    object.then(|| parts[1].clone())
 }
 
-fn raised(reply: &str) -> Failure {
+/// What a reply without a result says.
+fn fell_short(reply: &str) -> Failure {
     let reply: Vec<Value> = serde_json::from_str(reply).unwrap_or_default();
     let part = |index| reply.get(index).and_then(Value::as_str).unwrap_or("");
     match part(0) {
-        "raise" => Failure::RuntimeError(part(3).to_owned()),
+        "raise" => raised(part(4)),
         "large" => wrong(format!("the result cannot be compared: {}", part(1))),
         _ => wrong("the result cannot be read"),
     }

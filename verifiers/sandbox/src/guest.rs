@@ -24,8 +24,9 @@ use crate::{
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Limits {
-    /// WebAssembly instructions over all of a program's tests, in millions; about a thousand of
-    /// them are a second, and CPython here needs about three times the time it needs natively.
+    /// WebAssembly instructions over all of a program's tests, or of each test where each has an
+    /// instance of its own, in millions; about a thousand of them are a second, and CPython here
+    /// needs about three times the time it needs natively.
     pub fuel_millions: u64,
     /// Memory, in MiB, 64 to 1024; the interpreter itself takes about 30.
     pub memory_mib: u32,
@@ -109,6 +110,8 @@ impl End {
     }
 }
 
+/// Bytes of a reply to the judge. Read as JSON it takes up to twenty times as much.
+const MOST_REPLY: usize = 8 << 20;
 /// Programs that one instance serves. Each leaves some entries in the instance's table of streams,
 /// which only grows.
 const SERVED: u32 = 1000;
@@ -227,6 +230,8 @@ impl Guest {
     }
 
     pub(crate) fn operate(&mut self, request: &str) -> Result<String, End> {
+        // The time in which the judge compares is not the program's.
+        self.store.set_epoch_deadline(self.limits.ticks());
         let result = self.operate.call(&mut self.store, (request.to_owned(),));
         Ok(result.map_err(|error| self.end(&error))?.0)
     }
@@ -356,6 +361,7 @@ impl Program {
         }
         let Some(guest) = self.guest.as_mut() else { return GONE.to_owned() };
         match guest.operate(request) {
+            Ok(reply) if reply.len() > MOST_REPLY => r#"["large","more than 8 MiB"]"#.to_owned(),
             Ok(reply) => reply,
             Err(end) => {
                 self.end = Some(end);

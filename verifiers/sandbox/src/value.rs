@@ -1,6 +1,8 @@
 //! Python values as the guest writes them (`guest/values.py`), compared with expectations in JSON.
 
-use serde_json::{Value, json};
+use std::collections::HashSet;
+
+use serde_json::{Number, Value, json};
 
 /// A JSON value as the guest reads it.
 pub(crate) fn written(value: &Value) -> Value {
@@ -42,21 +44,23 @@ pub(crate) fn matches(got: &Value, expected: &Value, tolerance: f64) -> bool {
                         && parts.iter().zip(expected).all(|(g, e)| matches(g, e, tolerance))
                 }
                 ("d" | "C" | "O" | "D", Value::Object(expected)) => {
-                    parts.len() == 2 * expected.len()
-                        && parts.chunks_exact(2).all(|pair| {
-                            key(&pair[0])
-                                .and_then(|key| expected.get(&key))
-                                .is_some_and(|value| matches(&pair[1], value, tolerance))
-                        })
+                    // Two keys that read the same, such as 1 and "1", must not stand for two.
+                    let mut met = HashSet::new();
+                    let all = parts.chunks_exact(2).all(|pair| {
+                        let Some(key) = key(&pair[0]) else { return false };
+                        let same = expected
+                            .get(&key)
+                            .is_some_and(|value| matches(&pair[1], value, tolerance));
+                        same && met.insert(key)
+                    });
+                    all && parts.len() == 2 * expected.len()
                 }
-                ("I", Value::Number(expected)) => parts[..]
+                ("I", Value::Number(expected)) => parts
                     .first()
                     .and_then(Value::as_str)
-                    .and_then(|digits| i128::from_str_radix(digits, 16).ok())
-                    .is_some_and(|got| {
-                        expected.as_i128() == Some(got)
-                            || expected.is_f64() && expected.as_f64() == Some(got as f64)
-                    }),
+                    .is_some_and(|digits| large(digits, expected, tolerance)),
+                // An object of the program's own class that is also a value.
+                ("p", _) => parts.get(2).is_some_and(|plain| matches(plain, expected, tolerance)),
                 _ => false,
             }
         }
@@ -71,6 +75,22 @@ pub(crate) fn matches(got: &Value, expected: &Value, tolerance: f64) -> bool {
         }
         _ => got == expected,
     }
+}
+
+/// Whether the integer of these hexadecimal digits is `expected`. JSON has no exact integers beyond
+/// 64 bits: there both are floats.
+fn large(digits: &str, expected: &Number, tolerance: f64) -> bool {
+    if !expected.is_f64() {
+        return i128::from_str_radix(digits, 16).ok() == expected.as_i128();
+    }
+    let (sign, digits) = digits.strip_prefix('-').map_or((1.0, digits), |rest| (-1.0, rest));
+    let mut got = 0.0_f64;
+    for digit in digits.chars() {
+        let Some(digit) = digit.to_digit(16) else { return false };
+        got = got.mul_add(16.0, f64::from(digit));
+    }
+    let (got, expected) = (sign * got, expected.as_f64().unwrap_or(f64::NAN));
+    (got - expected).abs() <= tolerance * expected.abs()
 }
 
 /// A dict's key as JSON would have to write it.
@@ -105,6 +125,10 @@ mod tests {
             (json!(0.31), json!(0.3), false),
             (json!(["f", "nan"]), json!(0.0), false),
             (json!(["I", "de0b6b3a7640000"]), json!(1_000_000_000_000_000_000_i64), true),
+            (json!(["I", "40000000000000000000"]), json!(302_231_454_903_657_293_676_544.0), true),
+            (json!(["I", "-40000000000000000000"]), json!(302_231_454_903_657_293_676_544.0), false),
+            (json!(["d", 1, "a", "1", "a"]), json!({"1": "a", "2": "b"}), false),
+            (json!(["p", 0, "Point", ["t", 1, 2]]), json!([1, 2]), true),
             (json!(["h", 0, "Yes"]), json!(3), false),
             (json!([]), json!([]), false),
         ] {

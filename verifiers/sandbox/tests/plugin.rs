@@ -92,7 +92,7 @@ fn what_is_no_plugin_is_refused_with_its_reason() {
     let told = refused(settings("counting.wat")).to_string();
     assert!(told.contains("does not export `open` of `rl:plugin/verifier@0.1.0`"), "{told}");
     let told = refused(settings("absent.wasm")).to_string();
-    assert!(told.starts_with("cannot read ") && told.contains("absent.wasm"), "{told}");
+    assert!(told.starts_with("cannot read the file ") && told.contains("absent.wasm"), "{told}");
     let folder = tempfile::tempdir().expect("a folder");
     for content in ["", "(module)", "\0asm", "(component (import \"wasi:sockets/tcp@0.2.0\" (func)))"] {
         let path: PathBuf = folder.path().join("broken.wasm");

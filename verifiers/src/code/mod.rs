@@ -5,7 +5,8 @@
 
 mod reply;
 
-pub use tallow_sandbox::served_as_worker;
+pub use crate::plugin::{check_limits, check_workers};
+pub use tallow_sandbox::{component_hash, served_as_worker};
 
 use std::{
     collections::HashMap,
@@ -21,7 +22,7 @@ use tallow_sandbox::{
 use crate::{
     config_fault::ConfigFault,
     error::VerifyError,
-    plugin::{self, check_limits, check_workers},
+    plugin,
     registry::{ContractCase, VerifierConfig, Verifiers},
     transcript::Transcript,
     verifier::{Outcome, Reference, ReferenceKind, Verdict, Verifier},
@@ -296,7 +297,10 @@ impl Verifier for Python {
 }
 
 /// The pool of this kind and number of workers, started when it is first needed.
-fn shared(backend: Workers, workers: u32) -> Result<Arc<Sandbox>, SandboxError> {
+///
+/// # Errors
+/// If the sandbox does not start on this machine.
+pub fn shared(backend: Workers, workers: u32) -> Result<Arc<Sandbox>, SandboxError> {
     static POOLS: OnceLock<Mutex<HashMap<(Workers, u32), Arc<Sandbox>>>> = OnceLock::new();
     let workers = plugin::workers(workers);
     let mut pools =

@@ -339,7 +339,7 @@ impl Opener {
         let shown = settings.path.display().to_string();
         let unusable = |why: String| PluginError::Unusable(why);
         let bytes = fs::read(&settings.path)
-            .map_err(|error| unusable(format!("cannot read {shown}: {error}")))?;
+            .map_err(|error| unusable(format!("cannot read the file {shown}: {error}")))?;
         for folder in &settings.grants.read {
             if !folder.is_dir() {
                 let told = format!("there is no folder {}", folder.display());
