@@ -31,13 +31,14 @@ resource""".split():
 import wit_world
 
 import quiet_loop
-from judge import Judge
+from judge import Judge, protected
 from program import Program
 from values import from_json
 
 quiet_loop.install()
 PROGRAM = Program()
 JUDGE = Judge(wit_world.ask)
+JUDGE.protected = protected()
 
 
 def _warm():
@@ -51,18 +52,41 @@ def _warm():
         "1/0",
     ):
         warm.load(source, 1000, 0)
-    warm.load("def f(x):\n    return sorted(x)", 1000, 0)
-    for inside in (False, True):
-        judge.check(
-            {"tests": "def check(c):\n    assert c([2, 1]) == [1, 2]\n    assert c((1,)) == 3",
-             "prelude": "", "entry": "f", "partial": True, "fresh": False, "inside": inside},
-            warm,
-        )
+    warm.load(
+        "import collections\nPoint = collections.namedtuple('Point', 'x y')\nclass Own(ValueError): pass\n"
+        "class Counter:\n    def add(self, x):\n"
+        "        if x < 0:\n            raise Own('negative')\n        return x\n"
+        "def f(x):\n    return sorted(x)",
+        1000, 0,
+    )
+    called = "def check(candidate):\n    for x, y in [([2, 1], [1, 2]), ((1,), 3)]:\n        assert candidate(x) == y\n"
+    classes = (
+        "import math, unittest, pytest\nfrom solution import *\n"
+        "class TestAll(unittest.TestCase):\n"
+        "    def setUp(self):\n        self.counter = Counter()\n"
+        "    def test_all(self):\n        self.assertEqual(self.counter.add(1), 1)\n"
+        "        with self.assertRaises(Own):\n            self.counter.add(-1)\n"
+        "@pytest.mark.parametrize('a', [1, 2])\n"
+        "def test_one(a):\n    x = [2, 1]\n    y = f(x)\n"
+        "    assert y == [1, 2] and Point(1, a).y == pytest.approx(a)\n"
+        "assert f(3) == 3\n"
+    )
+    for tests, entry in ((called, "f"), (classes, None)):
+        for inside in (False, True):
+            reply = from_json(judge.check(
+                {"tests": tests, "prelude": "", "entry": entry, "partial": True, "fresh": False, "inside": inside},
+                warm,
+            ))
+            if reply["fault"] or not 0 < reply["passed"] < reply["total"]:
+                raise RuntimeError("the guest does not work: %r" % reply)
 
 
 _main = sys.modules["__main__"]
 _warm()
 sys.modules["__main__"] = _main
+# Memory, once grown, stays: most programs then never need more of it.
+_room = bytearray(32 << 20)
+del _room
 gc.collect()
 gc.freeze()
 

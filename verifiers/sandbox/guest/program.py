@@ -5,22 +5,61 @@ can gain is to answer a question with other plain data than its functions would 
 
 Requests, each a JSON list; a target is the name of a global or the number of a handle:
 
-    ["name", name]                    what the global is
-    ["call", target, args, kwargs]    values as a "t" and a "d"; see `values.py`
-    ["attr", target, name]            an attribute
-    ["op", target, name, *values]     one of `OPERATIONS`
+    ["name", name]                          what the global is
+    ["call", target, args, kwargs, back]    values as a "t" and a "d"; see `values.py`
+    ["attr", target, name]                  an attribute
+    ["op", target, name, *values]           one of `OPERATIONS`
 
-Replies: ["ok", value], with the changed arguments as a third item where a call returned None;
-["raise", type name, nearest built-in base, text]; ["large", why] for a result that cannot be sent.
+Replies: ["ok", value], after a call that changed its arguments with [args, kwargs] as a third item
+where `back` asks for them or the call returned None; ["raise", names of the program's own classes
+from the exception's up to a built-in one, the built-in one, text, text with type and line];
+["large", why] for a result that cannot be sent. An exception class, as a global or an attribute, is
+["e", names of own classes, built-in base].
 """
 
 import ast
+import asyncio
 import builtins
+import copy
+import operator
 import random
 import sys
 import types
 
 import values
+
+# Bytes of the longest reply.
+LONGEST = 8 << 20
+
+ARITHMETIC = tuple("add sub mul truediv floordiv mod pow matmul and or xor lshift rshift".split())
+ORDERINGS = ("lt", "le", "gt", "ge")
+UNARY = ("neg", "pos", "abs", "invert")
+
+
+def is_instance(kind, value):
+    return isinstance(value, own_class(kind))
+
+
+def is_subclass(kind, other):
+    return isinstance(other, type) and issubclass(other, own_class(kind))
+
+
+def own_class(kind):
+    if isinstance(kind, type) and kind.__module__ == "__main__":
+        return kind
+    raise TypeError("not a class of the program")
+
+
+def run_to_end(awaitable):
+    async def awaited():
+        return await awaitable
+
+    return asyncio.run(awaited())
+
+
+def reflected(operation):
+    return lambda value, other: operation(other, value)
+
 
 OPERATIONS = {
     "iter": iter,
@@ -32,25 +71,43 @@ OPERATIONS = {
     "int": int,
     "float": float,
     "item": lambda value, key: value[key],
+    "setitem": operator.setitem,
+    "delitem": operator.delitem,
+    "setattr": setattr,
     "contains": lambda value, item: item in value,
     "enter": lambda value: type(value).__enter__(value),
     "exit": lambda value: type(value).__exit__(value, None, None, None),
+    "isinstance": is_instance,
+    "issubclass": is_subclass,
+    "copy": copy.copy,
+    "deepcopy": copy.deepcopy,
+    "run": run_to_end,
+    "plain": lambda value: values.as_base(value, values.built_in_base(type(value))),
 }
+for _name in ARITHMETIC + ORDERINGS + UNARY:
+    OPERATIONS[_name] = getattr(operator, "__%s__" % _name)
+for _name in ARITHMETIC:
+    OPERATIONS["r" + _name] = reflected(OPERATIONS[_name])
 
 
-def first_line(text, limit=300):
+def first_line(text, limit=values.TEXT):
     text = text.strip().split("\n", 1)[0] if type(text) is str else "?"
     return text[:limit].encode("utf-8", "backslashreplace").decode()
 
 
-def describe(error):
-    """Type and text of an exception, and the line of the program where it was raised."""
-    kind = type(error).__name__
+def text_of(error):
+    """The first line of what an exception says."""
     try:
         text = str(error)
-        text = first_line(text) if type(text) is str else ""
+        return first_line(text) if type(text) is str else ""
     except BaseException:
-        text = ""
+        return ""
+
+
+def describe(error):
+    """Type and text of an exception, and the line of the program where it was raised."""
+    kind = values.type_name(type(error))
+    text = text_of(error)
     line = None
     trace = error.__traceback__
     while trace is not None:
@@ -59,15 +116,19 @@ def describe(error):
         trace = trace.tb_next
     if line is None and isinstance(error, SyntaxError):
         line = error.lineno
-    said = kind + (": " + text if text else "")
+    said = first_line(kind + (": " + text if text else ""))
     return said + (" (line %d)" % line if type(line) is int else "")
 
 
-def builtin_base(kind):
+def lineage(kind):
+    """Names of an exception class and its bases up to the first built-in one, and that one's name."""
+    own = []
     for base in type.mro(kind):
-        if base.__module__ == "builtins" and getattr(builtins, base.__name__, None) is base:
-            return base.__name__
-    return "Exception"
+        name = values.type_name(base)
+        if base.__module__ == "builtins" and getattr(builtins, name, None) is base:
+            return own, name
+        own.append(name)
+    return own, "Exception"
 
 
 class Program:
@@ -76,16 +137,21 @@ class Program:
     def __init__(self):
         self.names = {}
         self.handles = []
+        self.numbers = {}
         self.reader = values.Reader(lambda target, _: self.target(target), trusted=True)
 
     def keep(self, value):
-        for number, kept in enumerate(self.handles):
-            if kept is value:
-                return number
-        if len(self.handles) >= 10_000:
-            raise values.TooLarge("more than 10000 objects that are not plain data")
-        self.handles.append(value)
-        return len(self.handles) - 1
+        # What is kept stays alive, so its identity stays its own; a method is made anew at each use.
+        key = id(value)
+        if type(value) is types.MethodType:
+            key = id(value.__self__), id(value.__func__)
+        number = self.numbers.get(key)
+        if number is None:
+            if len(self.handles) >= 10_000:
+                raise values.TooLarge("more than 10000 objects that are not plain data")
+            number = self.numbers[key] = len(self.handles)
+            self.handles.append(value)
+        return number
 
     def load(self, source, recursion, seed):
         """Runs a program from its first line, in a namespace of its own."""
@@ -141,34 +207,44 @@ class Program:
     def operate(self, request):
         try:
             try:
-                return self.reply(values.from_json(request))
+                reply = self.reply(values.from_json(request))
+                if len(reply) > LONGEST:
+                    return values.to_json(["large", "more than %d bytes" % LONGEST])
+                return reply
             except values.TooLarge as large:
-                return values.to_json(["large", str(large)])
+                return values.to_json(["large", first_line(str(large))])
         except BaseException as error:
             try:
-                kind = type(error)
-                return values.to_json(["raise", kind.__name__, builtin_base(kind), describe(error)])
+                own, base = lineage(type(error))
+                return values.to_json(["raise", own[:50] or [base], base, text_of(error), describe(error)])
             except BaseException:
-                return '["raise","Exception","Exception","an exception that cannot be described"]'
+                return '["raise",["Exception"],"Exception","","an exception that cannot be described"]'
 
     def reply(self, request):
         what, target = request[0], self.target(request[1])
-        writer = values.Writer(self.keep)
-        if what == "name":
-            if isinstance(target, type) and issubclass(target, BaseException):
-                base = builtin_base(target)
-                return values.to_json(["ok", ["e", target.__name__, base]])
-            return values.to_json(["ok", writer.write(target, 0)])
-        if what == "attr":
-            return values.to_json(["ok", writer.write(getattr(target, request[2]), 0)])
+        if what == "call":
+            return self.call(target, request[2], request[3], len(request) > 4 and request[4])
         if what == "op":
             given = [self.reader.read(value) for value in request[3:]]
-            return values.to_json(["ok", writer.write(OPERATIONS[request[2]](target, *given), 0)])
-        args, named = self.reader.read(request[2]), self.reader.read(request[3])
-        result = target(*args, **named)
-        if result is None and args:
-            # It may have worked in place: what it returned says nothing, so its arguments speak.
-            after = values.Writer(self.keep).write(args, 0)
-            if after != request[2]:
-                return values.to_json(["ok", None, after])
-        return values.to_json(["ok", writer.write(result, 0)])
+            found = OPERATIONS[request[2]](target, *given)
+        else:
+            found = target if what == "name" else getattr(target, request[2])
+            if isinstance(found, type) and issubclass(found, BaseException):
+                own, base = lineage(found)
+                return values.to_json(["ok", ["e", own[:50], base]])
+        return values.to_json(["ok", values.Writer(self.keep, derived=True).write(found, 0)])
+
+    def call(self, target, args, named, back):
+        given, given_named = self.reader.read(args), self.reader.read(named)
+        result = target(*given, **given_named)
+        reply = ["ok", values.Writer(self.keep, derived=True).write(result, 0)]
+        if (back or result is None) and any(type(it) is list for it in args[1:] + named[1:]):
+            # It may have worked in place: its arguments then say more than what it returned.
+            writer = values.Writer(self.keep, derived=True)
+            try:
+                after = [writer.write(given, 0), writer.write(given_named, 0)]
+            except values.TooLarge:
+                return values.to_json(reply)
+            if after != [args, named]:
+                reply.append(after)
+        return values.to_json(reply)

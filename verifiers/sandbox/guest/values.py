@@ -8,11 +8,13 @@
     bytes, bytearray                    ["b" | "B", "hexadecimal"]
     complex, range, Decimal, Fraction   ["c", re, im], ["r", start, stop, step], ["M", text], ["F", n, d]
     date, time, datetime, timedelta     ["T", kind, field, ...]
+    slice                               ["S", start, stop, step]
     built-in types and functions        ["y", name]
+    a subclass of a built-in            ["p", number, type name, the built-in's value]
     anything else                       ["h", number, type name]: it stays where it is
 
-A subclass of a built-in is written as that built-in, by the built-in's own methods, so what its
-author put into `__eq__` or `__iter__` has no say.
+The value of a subclass of a built-in is written by the built-in's own methods, so what its author
+put into `__eq__` or `__iter__` has no say; its number leads to what else it has.
 """
 
 import builtins
@@ -23,18 +25,20 @@ import fractions
 import json
 
 DEPTH = 150
+# Characters of a type's name, or of a text about an error.
+TEXT = 300
 ITEMS = 1_000_000
 SMALL = 1 << 53
 
 _SCALARS = {type(None), bool, str}
-_SEQUENCES = {list: "l", tuple: "t", set: "s", frozenset: "z", collections.deque: "q"}
-_MAPPINGS = {
+SEQUENCES = {list: "l", tuple: "t", set: "s", frozenset: "z", collections.deque: "q"}
+MAPPINGS = {
     dict: "d",
     collections.Counter: "C",
     collections.OrderedDict: "O",
     collections.defaultdict: "D",
 }
-_BASES = (
+BASES = (
     int, float, str, tuple, list, collections.Counter, collections.OrderedDict,
     collections.defaultdict, dict, set, frozenset, collections.deque, bytes, bytearray, complex,
     decimal.Decimal, fractions.Fraction, datetime.datetime, datetime.date, datetime.time,
@@ -45,23 +49,71 @@ _NAMED = {
     for name, value in vars(builtins).items()
     if isinstance(value, type) or type(value) is type(len)
 }
+MUTABLE = (list, dict, set, collections.deque, bytearray)
 _ASCII = json.JSONEncoder(ensure_ascii=True, allow_nan=False, separators=(",", ":")).encode
 _TEXT = json.JSONDecoder().decode
-
-
-class Unsendable(Exception):
-    """A value that is not plain data, where a handle will not do."""
 
 
 class TooLarge(Exception):
     """A value too deep or with too many parts."""
 
 
-class Writer:
-    """Writes values; `keep` turns what is not plain into a handle, or refuses."""
+def built_in_base(kind):
+    """The built-in that a class derives from, if its values are plain data."""
+    if kind in BASES:
+        return None
+    for base in type.mro(kind)[1:-1]:
+        if base in BASES:
+            return base
+    return None
 
-    def __init__(self, keep):
+
+def as_base(value, base):
+    """The built-in's value in an object of a class that derives from it."""
+    if base is int:
+        return int.__add__(value, 0)
+    if base is float:
+        return float.__add__(value, 0.0)
+    if base is str:
+        return str.join("", str.__iter__(value))
+    if base in SEQUENCES:
+        return base(base.__iter__(value))
+    if base in MAPPINGS:
+        plain = dict.__new__(base)
+        for key, item in dict.items(value):
+            dict.__setitem__(plain, key, item)
+        return plain
+    if base is bytes or base is bytearray:
+        return base(base.__iter__(value))
+    if base is complex:
+        return complex.__add__(value, 0)
+    if base is decimal.Decimal:
+        return decimal.Decimal(decimal.Decimal.as_tuple(value))
+    if base is fractions.Fraction:
+        return fractions.Fraction(value.numerator, value.denominator)
+    if base is datetime.datetime:
+        return datetime.datetime.combine(value.date(), value.timetz())
+    if base is datetime.date:
+        return datetime.date(value.year, value.month, value.day)
+    if base is datetime.time:
+        return datetime.time(value.hour, value.minute, value.second, value.microsecond, value.tzinfo)
+    return datetime.timedelta(value.days, value.seconds, value.microseconds)
+
+
+def type_name(kind):
+    name = kind.__name__
+    return name[:TEXT] if type(name) is str else "?"
+
+
+class Writer:
+    """Writes values; `keep` turns what is not plain into a handle, or refuses.
+
+    `derived` says whether the value of a subclass of a built-in goes along with its handle.
+    """
+
+    def __init__(self, keep, derived=False):
         self.keep = keep
+        self.derived = derived
         self.items = 0
 
     def text(self, value):
@@ -79,14 +131,14 @@ class Writer:
             return ["f", "nan" if value != value else "inf" if value > 0 else "-inf"]
         if depth > DEPTH:
             raise TooLarge("nested more than %d deep" % DEPTH)
-        tag = _SEQUENCES.get(kind)
+        tag = SEQUENCES.get(kind)
         if tag is not None:
             self.count(len(value))
             depth += 1
             write = self.write
             # A list of nothing but text and small numbers needs no call per item.
             return [tag, *[item if type(item) is str else write(item, depth) for item in value]]
-        tag = _MAPPINGS.get(kind)
+        tag = MAPPINGS.get(kind)
         if tag is not None:
             self.count(2 * len(value))
             out = [tag]
@@ -131,46 +183,29 @@ class Writer:
             name = None
         if name is not None:
             return ["y", name]
-        if kind is not type and not isinstance(kind, type(Unsendable)):
-            for base in type.mro(kind)[1:-1]:
-                if base in _BASES:
-                    return self.write(self.as_base(value, base), depth)
-        return ["h", self.keep(value), kind.__name__ if type(kind.__name__) is str else "?"]
-
-    @staticmethod
-    def as_base(value, base):
-        if base is int:
-            return int.__add__(value, 0)
-        if base is float:
-            return float.__add__(value, 0.0)
-        if base is str:
-            return str.__str__(value)[:] if type(str.__str__(value)) is str else str.join("", str.__iter__(value))
-        if base in (list, tuple, set, frozenset, collections.deque):
-            return base(base.__iter__(value))
-        if base in _MAPPINGS:
-            plain = dict.__new__(base)
-            for key, item in dict.items(value):
-                dict.__setitem__(plain, key, item)
-            return plain
-        if base is bytes or base is bytearray:
-            return base(base.__iter__(value))
-        if base is complex:
-            return complex.__add__(value, 0)
-        if base is decimal.Decimal:
-            return decimal.Decimal.__abs__(value) if value >= 0 else -decimal.Decimal.__abs__(value)
-        if base is fractions.Fraction:
-            return fractions.Fraction(value.numerator, value.denominator)
-        raise Unsendable("a subclass of " + base.__name__)
+        if kind is slice:
+            return ["S", *[self.write(part, depth + 1) for part in (value.start, value.stop, value.step)]]
+        base = built_in_base(kind) if self.derived else None
+        if base is not None:
+            try:
+                plain = self.write(as_base(value, base), depth)
+                return ["p", self.keep(value), type_name(kind), plain]
+            except TooLarge:
+                # It holds itself, as a node of a graph does: its handle is all there is to send.
+                pass
+        return ["h", self.keep(value), type_name(kind)]
 
 
 class Reader:
     """Reads values; `handle` makes something of a handle's number and type name.
 
-    From a `trusted` writer it takes built-in functions as well as types.
+    From a `trusted` writer it takes built-in functions as well as types. `derived` makes something
+    of an object of a class that derives from a built-in: its number, type name and plain value.
     """
 
-    def __init__(self, handle, trusted):
+    def __init__(self, handle, trusted, derived=None):
         self.handle = handle
+        self.derived = derived
         kinds = (type, type(len)) if trusted else type
         self.named = {name: value for value, name in _NAMED.items() if isinstance(value, kinds)}
         self.named.update({"Ellipsis": Ellipsis, "NotImplemented": NotImplemented})
@@ -223,6 +258,10 @@ class Reader:
             return self.named[value[1]]
         if tag == "h":
             return self.handle(value[1], value[2])
+        if tag == "p" and self.derived is not None:
+            return self.derived(value[1], value[2], read(value[3]))
+        if tag == "S":
+            return slice(read(value[1]), read(value[2]), read(value[3]))
         raise ValueError("no value is written with the tag %r" % (tag,))
 
     def pairs(self, mapping, value):

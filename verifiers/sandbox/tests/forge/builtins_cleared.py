@@ -1,0 +1,2 @@
+import builtins
+def f(x): builtins.__dict__.clear()

@@ -1,0 +1,2 @@
+import ast
+def f(x): return ast.parse('-' * 200_000 + '4')

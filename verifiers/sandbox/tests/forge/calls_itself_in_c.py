@@ -1,0 +1,3 @@
+class C: pass
+C.__call__ = C()
+f = C()

@@ -1,0 +1,4 @@
+class E(Exception): pass
+E.__name__ = 'E' * 50_000_000
+raise E
+def f(x): return 0

@@ -1,0 +1,1 @@
+f = type('f\0g', (Exception,), {})

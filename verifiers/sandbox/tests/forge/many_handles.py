@@ -1,0 +1,1 @@
+def f(x): return [object() for _ in range(20_000)]

@@ -1,0 +1,1 @@
+def f(x): raise BaseExceptionGroup('a', [SystemExit(0), KeyboardInterrupt()])

@@ -1,0 +1,1 @@
+def f(x): return range(1 << 4_000_000)

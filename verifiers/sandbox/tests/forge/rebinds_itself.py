@@ -1,0 +1,4 @@
+def f(x):
+    global f
+    f = [4, 9]
+    return f

@@ -1,0 +1,2 @@
+import sys
+def f(x): sys.setrecursionlimit(30)

@@ -1,0 +1,3 @@
+import values
+def f(x):
+    values.to_json = lambda message: '["gone",""]'

@@ -1,0 +1,3 @@
+import values
+def f(x):
+    values.to_json = lambda message: '["raise","x","ValueError","' + 'a' * 50_000_000 + '"]'

@@ -1,0 +1,2 @@
+import select
+def f(x): select.select([], [], [])
