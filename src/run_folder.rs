@@ -578,13 +578,12 @@ mod tests {
     const RESOLVED: &str = "name = \"x\"\nseed = 1\n[[stage]]\nkind = \"rl\"\nsteps = 10\n";
 
     fn record() -> RunRecord {
-        let stage =
-            |name: &str| StageRecord {
-                name: name.to_owned(),
-                kind: name.to_owned(),
-                status: None,
-                provenance: None,
-            };
+        let stage = |name: &str| StageRecord {
+            name: name.to_owned(),
+            kind: name.to_owned(),
+            status: None,
+            provenance: None,
+        };
         RunRecord {
             name: "x".to_owned(),
             question: None,

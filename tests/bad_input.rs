@@ -5,9 +5,9 @@
 mod support;
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::Output;
 
-use support::{Scene, TINY, skipped, text};
+use support::{Mounted, Scene, TINY, skipped, text};
 
 /// Asserts the status, that exactly `errors` errors are told and no panic, and that the message
 /// holds every one of `parts`.
@@ -560,27 +560,6 @@ fn a_folder_below_a_file_cannot_be_written() {
     let scene = Scene::new();
     let output = scene.output(["run", "tiny.toml", "-q", "--out", "tiny.toml/run"]);
     check_told(&output, 1, 1, &["tiny.toml/run", "not a directory", "hint:"]);
-}
-
-/// A small file system of its own, if this process may mount one.
-struct Mounted<'a>(&'a Path);
-
-impl<'a> Mounted<'a> {
-    fn new(path: &'a Path, options: &str) -> Option<Self> {
-        std::fs::create_dir(path).expect("a new folder");
-        let mounted = Command::new("mount")
-            .args(["-t", "tmpfs", "-o", options, "tmpfs"])
-            .arg(path)
-            .output()
-            .is_ok_and(|it| it.status.success());
-        mounted.then_some(Self(path))
-    }
-}
-
-impl Drop for Mounted<'_> {
-    fn drop(&mut self) {
-        drop(Command::new("umount").arg("-l").arg(self.0).status());
-    }
 }
 
 #[test]

@@ -64,7 +64,7 @@ impl Default for PythonToolConfig {
             calls: 4,
             output: 2000,
             instructions: true,
-            limits: Limits { fuel_millions: 5000, ..Limits::default() },
+            limits: Limits { fuel_millions: 20_000, ..Limits::default() },
             workers: 0,
             backend: Workers::default(),
         }
@@ -186,10 +186,8 @@ impl Calls {
             }
         };
         self.cells.push(code.trim_matches('\n').to_owned());
-        let job = Job {
-            limits: self.config.limits,
-            ..Job::new("", Tests::Cells(self.cells.clone()))
-        };
+        let job =
+            Job { limits: self.config.limits, ..Job::new("", Tests::Cells(self.cells.clone())) };
         let report = sandbox.grade(job).map_err(|error| broken(error.to_string()))?;
         if !matches!(report.failure, None | Some(Failure::RuntimeError(_))) {
             self.cells.clear();
@@ -247,8 +245,7 @@ mod tests {
 
     fn episode(options: Value) -> Box<dyn Episode> {
         let context = BuildContext { folder: ".".into(), seed: Seed(1) };
-        let environment =
-            Environments::builtin().build(PythonToolConfig::NAME, options, &context);
+        let environment = Environments::builtin().build(PythonToolConfig::NAME, options, &context);
         let environment = environment.unwrap_or_else(|fault| panic!("{fault}"));
         let task = environment.task(Split::Train, 0).expect("a task");
         assert_eq!(task.prompt[0].role, Role::System);
@@ -264,7 +261,10 @@ mod tests {
             ("x / 0", "ZeroDivisionError: division by zero (line 1)"),
             ("print(1", "SyntaxError: '(' was never closed (line 1)"),
             ("import random\ny = random.random()\ny == y, x", "(True, 478321173)"),
-            ("open('/etc/passwd')", "FileNotFoundError: [Errno 44] No such file or directory: '/etc/passwd' (line 1)"),
+            (
+                "open('/etc/passwd')",
+                "FileNotFoundError: [Errno 44] No such file or directory: '/etc/passwd' (line 1)",
+            ),
             ("while True: pass", "time: the fuel ran out; the interpreter is a new one"),
             ("x", "NameError: name 'x' is not defined (line 1)"),
         ] {

@@ -232,3 +232,24 @@ fn samples(run: &Path) -> BTreeMap<String, Vec<u8>> {
     }
     files
 }
+
+/// A small file system of its own, if this process may mount one.
+pub struct Mounted<'a>(&'a Path);
+
+impl<'a> Mounted<'a> {
+    pub fn new(path: &'a Path, options: &str) -> Option<Self> {
+        std::fs::create_dir(path).expect("a new folder");
+        let mounted = Command::new("mount")
+            .args(["-t", "tmpfs", "-o", options, "tmpfs"])
+            .arg(path)
+            .output()
+            .is_ok_and(|it| it.status.success());
+        mounted.then_some(Self(path))
+    }
+}
+
+impl Drop for Mounted<'_> {
+    fn drop(&mut self) {
+        drop(Command::new("umount").arg("-l").arg(self.0).status());
+    }
+}

@@ -107,7 +107,8 @@ def text_of(error):
 def describe(error):
     """Type and text of an exception, and the line of the program where it was raised."""
     kind = values.type_name(type(error))
-    text = text_of(error)
+    # The text of a syntax error would name its line a second time.
+    text = error.msg if type(error) is SyntaxError and type(error.msg) is str else text_of(error)
     line = None
     trace = error.__traceback__
     while trace is not None:

@@ -231,7 +231,10 @@ fn compile(engine: &Engine, source: &Source) -> Result<Vec<u8>, SandboxError> {
             .map_err(|error| SandboxError::Start(format!("the component is damaged: {error}")))?,
         Content::Plugin(component) => component,
     };
-    engine.precompile_component(component).map_err(SandboxError::start)
+    // On every core, however few threads the process otherwise keeps busy.
+    let threads = rayon::ThreadPoolBuilder::new().build();
+    let work = || engine.precompile_component(component).map_err(SandboxError::start);
+    threads.map_or_else(|_| work(), |threads| threads.install(work))
 }
 
 /// What machine code depends on, as 16 hexadecimal digits.
@@ -298,13 +301,26 @@ fn is_ours(path: &Path) -> bool {
     path.is_file()
 }
 
-/// Writes machine code whole or not at all, and clears away what is no longer used.
+/// Files of machine code that are kept; the oldest go first.
+const KEPT: usize = 16;
+
+/// Writes machine code whole or not at all, and clears away what is no longer used. Under the lock.
 fn store(folder: &Path, key: &str, code: &[u8]) -> io::Result<PathBuf> {
+    let mut others = Vec::new();
     for entry in fs::read_dir(folder)?.flatten() {
-        // Left by a process that was killed, or under the lock that we hold: nobody writes it.
-        if entry.file_name().to_str().is_some_and(|name| name.starts_with(".sandbox-")) {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if name.starts_with(".sandbox-") {
+            // Left by a process that was killed: whoever writes one holds the lock.
             let _ = fs::remove_file(entry.path());
+        } else if name.ends_with(".cwasm")
+            && let Ok(made) = entry.metadata().and_then(|it| it.modified())
+        {
+            others.push((made, entry.path()));
         }
+    }
+    others.sort();
+    for (_, path) in others.iter().rev().skip(KEPT - 1) {
+        let _ = fs::remove_file(path);
     }
     let mut file = tempfile::Builder::new().prefix(".sandbox-").tempfile_in(folder)?;
     io::Write::write_all(&mut file, code)?;

@@ -471,9 +471,8 @@ fn dead(program: &mut Program, limits: Limits) -> Result<Option<Failure>, Sandbo
     }
     let Some(loaded) = program.loaded.clone() else { return Ok(None) };
     let Some(guest) = program.inside() else { return Ok(None) };
-    Ok(unfinished(&loaded, guest).or_else(|| {
-        loaded.exit.map(|_| raised("it left before its tests"))
-    }))
+    Ok(unfinished(&loaded, guest)
+        .or_else(|| loaded.exit.map(|_| raised("it left before its tests"))))
 }
 
 /// How what a program printed differs from what it should have.

@@ -25,8 +25,8 @@ use crate::{
 #[serde(deny_unknown_fields, default)]
 pub struct Limits {
     /// WebAssembly instructions over all of a program's tests, or of each test where each has an
-    /// instance of its own, in millions; about a thousand of them are a second, and CPython here
-    /// needs about three times the time it needs natively.
+    /// instance of its own, in millions; about ten thousand of them are a second, and CPython
+    /// here needs about three times the time it needs natively.
     pub fuel_millions: u64,
     /// Memory, in MiB, 64 to 1024; the interpreter itself takes about 30.
     pub memory_mib: u32,
@@ -41,7 +41,7 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            fuel_millions: 20_000,
+            fuel_millions: 100_000,
             memory_mib: 256,
             output_kib: 1024,
             recursion: 1000,

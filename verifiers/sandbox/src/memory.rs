@@ -313,11 +313,7 @@ impl Snapshot {
                 // SAFETY: the page lies within the region, which is another mapping than the
                 // snapshot's, and its instance is not running.
                 unsafe {
-                    ptr::copy_nonoverlapping(
-                        content.as_ptr(),
-                        region.base.add(page * PAGE),
-                        PAGE,
-                    );
+                    ptr::copy_nonoverlapping(content.as_ptr(), region.base.add(page * PAGE), PAGE);
                 }
             }
         }

@@ -52,8 +52,9 @@ fn serve() {
         let Ok(job) = serde_json::from_str::<Job>(&line) else { return };
         let graded = match &mut grader {
             Some(grader) => grader.grade(&job),
-            None => Python::open(1)
-                .and_then(|python| grader.insert(Grader::new(python)).grade(&job)),
+            None => {
+                Python::open(1).and_then(|python| grader.insert(Grader::new(python)).grade(&job))
+            }
         };
         let Ok(mut reply) = serde_json::to_string(&graded) else { return };
         reply.push('\n');

@@ -94,7 +94,9 @@ fn what_is_no_plugin_is_refused_with_its_reason() {
     let told = refused(settings("absent.wasm")).to_string();
     assert!(told.starts_with("cannot read the file ") && told.contains("absent.wasm"), "{told}");
     let folder = tempfile::tempdir().expect("a folder");
-    for content in ["", "(module)", "\0asm", "(component (import \"wasi:sockets/tcp@0.2.0\" (func)))"] {
+    for content in
+        ["", "(module)", "\0asm", "(component (import \"wasi:sockets/tcp@0.2.0\" (func)))"]
+    {
         let path: PathBuf = folder.path().join("broken.wasm");
         std::fs::write(&path, content).expect("written");
         let error = refused(Settings { path, ..settings("exact.wat") });

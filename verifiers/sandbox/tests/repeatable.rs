@@ -16,7 +16,8 @@ fn jobs() -> Vec<Job> {
         "print(input()[::-1])",
     ];
     let mut jobs = Vec::new();
-    for (index, (_, program)) in programs("forge").into_iter().chain(programs("hostile")).enumerate()
+    for (index, (_, program)) in
+        programs("forge").into_iter().chain(programs("hostile")).enumerate()
     {
         let cases = vec![Case { stdin: "in1\nin2\n".to_owned(), stdout: "never\n".to_owned() }];
         for program in [program.as_str(), honest[index % honest.len()]] {

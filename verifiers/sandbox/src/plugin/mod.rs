@@ -4,9 +4,9 @@
 //! workers is a thread with an instance of its own, opened at its first call. A call that meets a
 //! limit, traps or returns nonsense costs that call and its instance; the next opens another.
 
-mod types;
+mod interface;
 
-pub use types::{
+pub use interface::{
     About, Conversation, Message, Next, Outcome, Reference, ReferenceKind, Role, Split, Stop, Task,
     TestCase, Verdict,
 };
@@ -261,7 +261,8 @@ impl VerifierPlugin {
         let judged = |batch: Vec<Conversation>| {
             let count = batch.len();
             on_worker(&self.queue, move |seat| {
-                let verdicts = seat.call("judge", |kind, store| kind.judge.call(store, (batch,)))?;
+                let verdicts =
+                    seat.call("judge", |kind, store| kind.judge.call(store, (batch,)))?;
                 if verdicts.0.len() == count {
                     return Ok(verdicts.0);
                 }
@@ -294,7 +295,8 @@ impl EnvironmentPlugin {
     /// If the call came to nothing, or there is no such task.
     pub fn task(&self, split: Split, index: u64) -> Result<Task, PluginError> {
         on_worker(&self.queue, move |seat| {
-            let task = seat.call("get-task", |kind, store| kind.task.call(store, (split, index)))?;
+            let task =
+                seat.call("get-task", |kind, store| kind.task.call(store, (split, index)))?;
             task.0.map_err(PluginError::Call)
         })
     }
@@ -346,8 +348,8 @@ impl Opener {
                 return Err(PluginError::Grant(told));
             }
         }
-        let engine = Engine::new(&component::config())
-            .map_err(|error| unusable(format!("{error:#}")))?;
+        let engine =
+            Engine::new(&component::config()).map_err(|error| unusable(format!("{error:#}")))?;
         let source = Source::plugin(&shown, bytes);
         let component = component::compiled(&engine, &source)
             .map_err(|error| unusable(format!("{shown} is no component: {error}")))?;
@@ -393,9 +395,8 @@ impl<K: Kind> Seat<K> {
         let failed = |store: &PluginStore, what: &str, error: &wasmtime::Error| {
             PluginError::Unusable(told(store, what, error, limits))
         };
-        let instance = ready
-            .instantiate(&mut store)
-            .map_err(|error| failed(&store, "its start", &error))?;
+        let instance =
+            ready.instantiate(&mut store).map_err(|error| failed(&store, "its start", &error))?;
         let mut exports =
             Exports { instance: &instance, store: &mut store, interface: K::INTERFACE };
         let kind = K::find(&mut exports).map_err(PluginError::Unusable)?;
@@ -431,7 +432,9 @@ impl<K: Kind> Seat<K> {
                 self.live = Some((store, kind));
                 Ok(result)
             }
-            Err(error) => Err(PluginError::Call(told(&store, &format!("`{what}`"), &error, limits))),
+            Err(error) => {
+                Err(PluginError::Call(told(&store, &format!("`{what}`"), &error, limits)))
+            }
         }
     }
 }
