@@ -301,7 +301,8 @@ impl Verifier for Python {
 /// # Errors
 /// If the sandbox does not start on this machine.
 pub fn shared(backend: Workers, workers: u32) -> Result<Arc<Sandbox>, SandboxError> {
-    static POOLS: OnceLock<Mutex<HashMap<(Workers, u32), Arc<Sandbox>>>> = OnceLock::new();
+    type Pools = HashMap<(Workers, u32), Arc<Sandbox>>;
+    static POOLS: OnceLock<Mutex<Pools>> = OnceLock::new();
     let workers = plugin::workers(workers);
     let mut pools =
         POOLS.get_or_init(Mutex::default).lock().unwrap_or_else(PoisonError::into_inner);

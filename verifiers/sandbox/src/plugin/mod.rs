@@ -128,10 +128,13 @@ impl Exports<'_> {
     }
 }
 
+/// What a plugin returns where it may tell an error of its own.
+type Told<T> = Result<T, String>;
+
 /// The exports of a verifier.
 pub struct VerifierKind {
-    open: TypedFunc<(String,), (Result<(), String>,)>,
-    judge: TypedFunc<(Vec<Conversation>,), (Vec<Result<Verdict, String>>,)>,
+    open: TypedFunc<(String,), (Told<()>,)>,
+    judge: TypedFunc<(Vec<Conversation>,), (Vec<Told<Verdict>>,)>,
 }
 
 impl Kind for VerifierKind {
@@ -153,10 +156,10 @@ impl Kind for VerifierKind {
 
 /// The exports of an environment.
 pub struct EnvironmentKind {
-    open: TypedFunc<(String, u64), (Result<About, String>,)>,
-    task: TypedFunc<(Split, u64), (Result<Task, String>,)>,
+    open: TypedFunc<(String, u64), (Told<About>,)>,
+    task: TypedFunc<(Split, u64), (Told<Task>,)>,
     reply: TypedFunc<(Task, String, u64), (Option<String>,)>,
-    step: TypedFunc<(Task, Vec<Message>), (Result<Next, String>,)>,
+    step: TypedFunc<(Task, Vec<Message>), (Told<Next>,)>,
 }
 
 impl Kind for EnvironmentKind {
