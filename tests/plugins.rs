@@ -99,6 +99,7 @@ fn a_plugin_that_fails_costs_replies_is_counted_and_named() {
 fn what_is_wrong_with_a_plugin_is_told_at_its_line() {
     let scene = scene();
     for (set, told) in [
+        ("pretrain.documents.env={ plugin = \"absent.wasm\" }", "cannot read the file absent.wasm"),
         ("rl.env={ plugin = \"absent.wasm\" }", "cannot read the file absent.wasm"),
         ("rl.env={ plugin = \"exact.wat\" }", "does not export `open` of `rl:plugin/environment@"),
         ("rl.env={ plugin = \"tiny.toml\" }", "is no component"),
@@ -108,6 +109,7 @@ fn what_is_wrong_with_a_plugin_is_told_at_its_line() {
     ] {
         let output = scene.output(["check", "tiny.toml", "--set", set]);
         let stderr = text(&output.stderr);
+        assert!(stderr.contains("1 problem in"), "{set}: {stderr}");
         assert_eq!(output.status.code(), Some(2), "{set}: {stderr}");
         assert!(stderr.contains(told), "{set}: {stderr}");
     }

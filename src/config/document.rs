@@ -298,8 +298,12 @@ impl Table {
             };
             sound = false;
             let present = working.at(&path).is_some();
-            // A key that was removed for an earlier fault is now missing; that is no news.
-            if removed.iter().any(|gone| path.starts_with(gone)) {
+            // A key that was removed for an earlier fault is now missing; that is no news, neither of
+            // the key nor of the table that held it.
+            let caused = |gone: &Vec<Step>| {
+                path.starts_with(gone) || !path.is_empty() && gone.starts_with(&path)
+            };
+            if removed.iter().any(caused) {
                 return None;
             }
             // An unknown key is marked itself; of a known one, the value.

@@ -12,12 +12,15 @@
 //!   program's instance, what comes back is plain data, and all comparing is done where the program
 //!   has never been (`guest/judge.py`, `grade.rs`).
 //! - *Other programs*: each program starts from the same snapshot, in a fresh instance or in one
-//!   whose memory was put back (`memory.rs`).
+//!   whose memory was put back (`memory.rs`). A judge's instance goes on to other tests only if its
+//!   tests' text cannot have changed the interpreter.
+//! - *Plugins*: confined as programs are, and to what they are granted; their verdicts are believed.
 //!
 //! Not covered: a program that knows or guesses the answers; arguments of one test seen while
-//! another is graded, unless each test gets a fresh instance; tests that run inside the program's
-//! instance because they pass it functions (refused unless asked for, and labelled); timing side
-//! channels of the processor.
+//! another is graded, unless each test gets a fresh instance; weak tests, such as those that compute
+//! what they expect from what the program returned, or ask an object of the program's own class
+//! about itself; tests that run inside the program's instance because they pass it functions
+//! (refused unless asked for, and labelled); timing side channels of the processor.
 //!
 //! Reading order: `grade.rs` (jobs and reports), `guest.rs` (one instance), `wasi.rs` (what it
 //! sees), `pool.rs`; then `guest/` (the Python side). `plugin/` runs verifiers and environments
