@@ -46,6 +46,11 @@ _LIBRARY = {
     )
 }
 
+# Methods of built-in types that are given what the tests expect.
+_EXPECTING = frozenset(
+    "startswith endswith issubset issuperset isdisjoint difference symmetric_difference".split()
+)
+
 pytest_stand_in.install()
 
 
@@ -105,6 +110,7 @@ class Assert:
     def __enter__(self):
         judge = self.judge
         judge.asserting += 1
+        judge.runs += 1
         if judge.fresh:
             judge.renew()
 
@@ -160,8 +166,10 @@ class Judge:
         self.remotes, self.exceptions = {}, {}
         self.statements, self.met, self.missed = [], [], []
         self.failed = self.error = self.gone = self.foreign_why = self.uncaught = None
-        # How many assertions are being run, one within the other.
-        self.asserting = 0
+        # How many assertions are being run, one within the other, and how many have been.
+        self.asserting = self.runs = 0
+        # How many calls were made, and whether the one at hand makes an object.
+        self.calls, self.making = 0, False
 
     # What crosses.
 
@@ -171,10 +179,20 @@ class Judge:
             if type(number) is not int:
                 raise ValueError("no handle")
             remote = self.remotes[number] = Remote(self, number, str(kind)[:values.TEXT])
+        else:
+            remote._answer()
         return remote
 
     def derived(self, number, kind, plain):
-        return derived(self.handle(number, kind), plain)
+        return derived(self.handle(number, kind), plain, self.making)
+
+    def moment(self):
+        """Which run of an assertion this is, else None."""
+        return self.runs if self.asserting else None
+
+    @staticmethod
+    def unreadable(why):
+        return Unreadable(why)
 
     def writer(self, own):
         """Writes for the program; what it cannot send is the tests' doing where they name the receiver."""
@@ -266,13 +284,18 @@ class Judge:
             kind = known
         return kind
 
-    def call(self, target, args, named, own):
+    def call(self, target, args, named, own, making=False):
         writer = self.writer(own)
         back = not self.asserting
+        self.calls += 1
         reply = self.ask(["call", target, writer.write(args, 0), writer.write(named, 0), back])
         if len(reply) == 3 and (back or reply[1] is None):
             self.copy_back(args, named, reply[2])
-        return self.received(reply[1])
+        self.making = making
+        try:
+            return self.received(reply[1])
+        finally:
+            self.making = False
 
     def copy_back(self, args, named, after):
         """A call may have worked in place: its arguments then change here as they did there."""
@@ -316,6 +339,8 @@ class Judge:
         value = self.ask(["attr", remote._target, name])[1]
         found = self.found_class(value) or self.received(value)
         target = remote._target
+        if isinstance(found, Remote) and name in _EXPECTING and not remote._made:
+            raise AttributeError("%s of the program's own object would be told what is expected" % name)
         if isinstance(found, Remote) and (remote._made or type(target) is str and target[:1].isupper()):
             # A method of what the tests made: what they pass it is their choice.
             object.__setattr__(found, "_own", True)
@@ -335,7 +360,9 @@ class Judge:
             raise NameError("the program does not define %s" % name) from None
         found = self.found_class(value)
         if found is not None:
-            return found
+            # Under another name a built-in class would catch what the tests themselves raise.
+            alias = not value[1] and str(value[2]) != name
+            return self.exception_class([name], str(value[2])) if alias else found
         # By name, not by handle: the tests then see it when the program changes it. What is Python's
         # own stays there too: it is the program that the tests call.
         if type(value) is list and value[0] in ("h", "y"):
@@ -459,13 +486,13 @@ class Judge:
             if imports:
                 self.import_with(code, names)
             else:
-                self.attempt(exec, code, names)
+                self.attempt(None, exec, code, names)
         for name, how in suite.waiting:
             found = dict.get(names, name)
             if how == "check":
                 if not entry:
                     raise Fault("check takes the function under test, and none is named")
-                self.attempt(found, candidate)
+                self.attempt(None, found, candidate)
             elif how == "function":
                 self.each_row(found)
             elif isinstance(found, type):
@@ -478,9 +505,13 @@ class Judge:
         except Exception as error:
             raise Fault("the tests: " + first_line(describe(error)))
 
-    def attempt(self, work, *args, **named):
-        """Does one thing of the tests; an exception ends it and, where one failure is enough, all."""
-        before = self.met.copy()
+    def attempt(self, before, work, /, *args, **named):
+        """Does one thing of the tests; an exception ends it and, where one failure is enough, all.
+
+        `before` is what was met before this and the other runs of the same, if there are any.
+        """
+        if before is None:
+            before = self.met.copy()
         try:
             result = work(*args, **named)
             if inspect.iscoroutine(result):
@@ -503,8 +534,9 @@ class Judge:
             return False
 
     def each_row(self, function):
+        before = self.met.copy()
         for row in getattr(function, "__rows__", [{}]):
-            self.attempt(function, **row)
+            self.attempt(before, function, **row)
 
     def test_class(self, kind):
         """Runs a class of tests, each in a new instance; unittest's own runner would swallow all."""
@@ -519,6 +551,7 @@ class Judge:
         if not self.around(kind, before[:1]):
             return
         for name in tests:
+            met = self.met.copy()
             for row in getattr(getattr(kind, name), "__rows__", [{}]):
                 case = kind(name) if framework else kind()
                 if framework:
@@ -528,7 +561,7 @@ class Judge:
                 if getattr(method, "__unittest_skip__", False) or getattr(kind, "__unittest_skip__", False):
                     continue
                 if self.around(case, before[1:], method):
-                    self.attempt(method, **row)
+                    self.attempt(met, method, **row)
                     self.around(case, after[:-1], method)
         self.around(kind, after[-1:])
 
@@ -536,7 +569,7 @@ class Judge:
         """Calls what prepares or clears up, which may take the test's method or not."""
         for name in names:
             work = getattr(holder, name, None)
-            if work is not None and not self.attempt(work, *given[:len(inspect.signature(work).parameters)]):
+            if work is not None and not self.attempt(None, work, *given[:len(inspect.signature(work).parameters)]):
                 return False
         return True
 

@@ -10,9 +10,11 @@ _ASKED = ("__name__", "__dict__")
 class Remote:
     # An object of the program that is not plain data, or a function of it. No docstring: what the
     # program's object says of itself is its own. `_own` says that the tests name what this is, so
-    # that what they pass it is their own choice; `_made`, that they made it by calling a class.
+    # that what they pass it is their own choice; `_made`, that they made it by calling a class, and
+    # `_born` in which assertion. What the program has `_returned` since is its answer: that it is asked
+    # about no further than any other. `_length` is what it said of its length, and when.
 
-    __slots__ = ("_judge", "_target", "_kind", "_own", "_made")
+    __slots__ = ("_judge", "_target", "_kind", "_own", "_made", "_born", "_returned", "_length")
 
     def __init__(self, judge, target, kind, own=False):
         keep = object.__setattr__
@@ -21,14 +23,27 @@ class Remote:
         keep(self, "_kind", kind)
         keep(self, "_own", own)
         keep(self, "_made", False)
+        keep(self, "_born", None)
+        keep(self, "_returned", False)
+        keep(self, "_length", None)
 
     def __call__(self, *args, **named):
         target = self._target
-        result = self._judge.call(target, args, named, self._own)
-        if type(target) is str and target[:1].isupper() and isinstance(result, Remote):
-            object.__setattr__(result, "_made", True)
-            object.__setattr__(result, "_own", True)
+        making = type(target) is str and target[:1].isupper()
+        result = self._judge.call(target, args, named, self._own, making)
+        if making and isinstance(result, Remote):
+            result._make()
         return result
+
+    def _make(self):
+        if not self._returned:
+            object.__setattr__(self, "_made", True)
+            object.__setattr__(self, "_born", self._judge.moment())
+        object.__setattr__(self, "_own", True)
+
+    def _answer(self):
+        object.__setattr__(self, "_made", False)
+        object.__setattr__(self, "_returned", True)
 
     def __getattr__(self, name):
         if name.startswith("__") and name not in _ASKED:
@@ -42,13 +57,32 @@ class Remote:
         return self._judge.operation(self, what, given)
 
     def __iter__(self):
-        return self._do("iter")
+        items = self._do("iter")
+        # An iterator is its own, and has no length.
+        return items if self._made or items is self else self._counted(items)
+
+    def _counted(self, items):
+        """The items, as many as the object said it has: it must not say one thing and give another."""
+        count = 0
+        for count, item in enumerate(items, 1):
+            if count > self._said(count):
+                break
+            yield item
+        if self._said(count) != count:
+            raise self._judge.unreadable("the result's length and its items disagree")
+
+    def _said(self, otherwise):
+        length = self._length
+        return length[0] if length is not None and length[1] == self._judge.calls else otherwise
 
     def __next__(self):
         return self._do("next")
 
     def __len__(self):
-        return self._do("len")
+        length = self._do("len")
+        if not self._made:
+            object.__setattr__(self, "_length", (length, self._judge.calls))
+        return length
 
     def __getitem__(self, key):
         return self._do("item", key)
@@ -117,7 +151,10 @@ class Remote:
             return False
         if self._target == other._target:
             return True
-        if self._made or other._made:
+        # By its own class's equality the program would decide; a stored object is only looked for.
+        now = self._judge.moment()
+        fresh = now is not None and now in (self._born if self._made else None, other._born if other._made else None)
+        if fresh or self._made and other._made:
             raise self._judge.foreign("the tests compare objects of the program's own class")
         return False
 
@@ -130,8 +167,7 @@ class Remote:
             return NotImplemented
         result = self._do(what, *given)
         if isinstance(result, Remote):
-            object.__setattr__(result, "_made", True)
-            object.__setattr__(result, "_own", True)
+            result._make()
         return result
 
     def _order(self, what, other):
@@ -174,11 +210,13 @@ class RemoteData(Remote):
     __slots__ = ()
 
     def _plain(self):
-        return self._do("plain")
+        plain = self._do("plain")
+        if isinstance(plain, (Remote, Derived)) or type(plain) is not self.__class__:
+            raise self._judge.unreadable("the value of an object is not of its class")
+        return plain
 
     def __eq__(self, other):
-        plain = self._plain()
-        return not isinstance(plain, Remote) and plain == (other._plain() if isinstance(other, RemoteData) else other)
+        return self._plain() == (other._plain() if isinstance(other, RemoteData) else other)
 
     __hash__ = None
 
@@ -222,13 +260,16 @@ def _remote_data(base):
 
 
 _CHANGING = {base: _remote_data(base) for base in values.BASES if issubclass(base, values.MUTABLE)}
-_FIXED = {base: type(base.__name__, (Derived, base), {}) for base in values.BASES if base not in _CHANGING}
+_FIXED = {base: type(base.__name__, (Derived, base), {}) for base in values.BASES}
 
 
-def derived(remote, plain):
-    """The object that `remote` is, of a class that derives from the type of `plain`."""
+def derived(remote, plain, making):
+    """The object that `remote` is, of a class that derives from the type of `plain`.
+
+    One that tests make and go on to change stays remote; what a program returns is the value it had.
+    """
     base = type(plain)
-    if base in _CHANGING:
+    if making and base in _CHANGING:
         return _CHANGING[base](remote._judge, remote._target, remote._kind)
     kind = _FIXED.get(base)
     if kind is None:
@@ -237,6 +278,10 @@ def derived(remote, plain):
         value = kind.__new__(kind, *values.Writer(None).write(plain, 0)[2:])
     elif base is values.fractions.Fraction:
         value = kind.__new__(kind, plain.numerator, plain.denominator)
+    elif base is values.collections.defaultdict:
+        value = kind(None, plain)
+    elif base in _CHANGING:
+        value = kind(plain)
     else:
         value = kind.__new__(kind, plain)
     value._remote = remote

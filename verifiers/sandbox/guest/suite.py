@@ -75,13 +75,13 @@ def table_length(node):
 
 
 def parametrized(node):
-    """Runs that `parametrize` marks give a function, else None."""
+    """Runs that `parametrize` marks give a function, 0 if the text does not tell, else None."""
     rows = None
     for mark in node.decorator_list:
         if isinstance(mark, ast.Call) and isinstance(mark.func, ast.Attribute) and mark.func.attr == "parametrize":
             table = mark.args[1] if len(mark.args) > 1 else None
             if not isinstance(table, (ast.List, ast.Tuple)) or any(isinstance(it, ast.Starred) for it in table.elts):
-                return 1
+                return 0
             rows = (1 if rows is None else rows) * len(table.elts)
     return rows
 
@@ -207,7 +207,7 @@ class Rewrite(ast.NodeTransformer):
         self.functions.append(Function(node.name, self.kind, self.place.owner is None, needs))
         skipped = any("skip" in ast.dump(mark) for mark in node.decorator_list)
         before, kind = self.place, self.kind
-        self.place = Place(owner, 1 if rows is None else rows, False, skipped, False)
+        self.place = Place(owner, rows or 1, rows == 0, skipped, False)
         self.kind = None
         node.body = self.block(node.body)
         self.place, self.kind = before, kind
@@ -443,7 +443,11 @@ class Suite:
         reach = reached(rewrite, frozenset())
         # What a test runner would call: `check` of HumanEval, `test_...` of pytest, test classes.
         self.waiting, roots = [], set()
+        # Of two functions of one name the later one is there.
+        last = {(it.kind, it.name): number for number, it in enumerate(rewrite.functions) if it.top or it.kind}
         for number, function in enumerate(rewrite.functions):
+            if last.get((function.kind, function.name), number) != number:
+                continue
             if not function.top or function.kind is not None:
                 if function.kind in kinds and (function.name.startswith("test") or function.name in AROUND):
                     roots.add(number)
