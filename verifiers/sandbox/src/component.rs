@@ -1,4 +1,4 @@
-//! The component that holds CPython, and its compiled form on this machine.
+//! The component that holds CPython, and the compiled forms of it and of plugins on this machine.
 //!
 //! The component travels with the source, compressed. Machine code for it is made once, in about
 //! ten seconds, and kept in the user's cache folder under a name that holds a hash of the

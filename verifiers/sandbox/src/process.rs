@@ -1,7 +1,7 @@
 //! Workers that are processes: this program again, judging programs for the one that started it.
 //!
-//! Threads share an address space, and starting an instance changes the address space; processes
-//! do not stand in each other's way. A worker that crashes takes no other with it.
+//! A worker that crashes takes no other with it, nor the program that asked. Threads judge about a
+//! tenth more programs a second (experiments/LOG.md, 2026-11-27).
 //!
 //! A job and its report are each a line of JSON on the worker's standard input and output.
 
