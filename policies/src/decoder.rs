@@ -28,7 +28,9 @@ use crate::gpu::weights::Resident;
 use crate::layer::{Activations, AttentionOver, LayerWeights, Linear, Named, Place};
 use crate::lora::{Adapters, LoraConfig};
 use crate::model_config::{DecoderShape, ModelConfig};
+use crate::ops::matmul::Output;
 use crate::ops::slices::Values;
+use crate::ops::token_logprobs::{Scored, Slopes};
 use crate::ops::{self, Heads, Rotations};
 use crate::optimizer::{AdamW, Gradient, GradientSet, StepReport};
 use crate::packed::PackedSequences;
@@ -76,6 +78,19 @@ pub struct TokenScores {
     pub logprobs: Vec<f32>,
     /// Entropy of the distribution each target was scored under, in nats.
     pub entropies: Vec<f32>,
+}
+
+/// The gradient of a loss by what [`Decoder::score`] said of some rows, and by the states it said it
+/// of.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ScoreGradients<'a> {
+    /// By each log-probability, one for each scored row.
+    pub logprobs: &'a [f32],
+    /// By each entropy, one for each scored row; none counts as zero.
+    pub entropies: Option<&'a [f32]>,
+    /// By the final normed states of the same rows, `(rows, hidden)`, beside what flows through the
+    /// language head: from another head on the same trunk. None counts as zero.
+    pub hidden: Option<&'a [f32]>,
 }
 
 impl Decoder {
@@ -295,6 +310,8 @@ impl Decoder {
         }
         self.check_vocabulary(sequences.tokens())?;
         pass.sequences = sequences.clone();
+        pass.rows.clear();
+        pass.scored.clear();
         let (rows, hidden) = (sequences.rows(), self.shape.hidden);
         let rotations = self.rotations_to(sequences.positions());
         if let Some(resident) = &self.resident {
@@ -332,19 +349,29 @@ impl Decoder {
     }
 
     /// Final normed hidden states of some rows of the last [`forward`](Self::forward),
-    /// `(rows, hidden)`.
+    /// `(rows, hidden)`. Asked for between a [`score`](Self::score) of the same rows and its backward
+    /// pass, for another head on the same trunk, they leave the score as it is.
     ///
     /// # Errors
     /// If there was no forward pass, or it has fewer rows.
     pub fn hidden<'a>(&self, pass: &'a mut Pass, rows: &[u32]) -> Result<&'a [f32], PolicyError> {
         check_rows(pass, rows)?;
         let hidden = self.shape.hidden;
-        pass.rows.clear();
-        pass.rows.extend_from_slice(rows);
+        let selected = pass.rows == rows && !rows.is_empty();
+        if !selected {
+            pass.scored.clear();
+            pass.rows.clear();
+            pass.rows.extend_from_slice(rows);
+        }
         if let Some(resident) = &self.resident {
-            resident.select(&mut pass.device, rows, &[])?;
+            if !selected {
+                resident.select(&mut pass.device, rows, &[])?;
+            }
             pass.normed = resident.selected(&mut pass.device)?;
             return Ok(&pass.normed);
+        }
+        if selected {
+            return Ok(&pass.normed[..rows.len() * hidden]);
         }
         let Pass { inputs, last, selected, normed, .. } = pass;
         let selected = sized(selected, rows.len() * hidden);
@@ -375,11 +402,7 @@ impl Decoder {
                 rows.len()
             )));
         }
-        if !(temperature > 0.0 && temperature.is_finite()) {
-            return Err(PolicyError::input(format!(
-                "temperature is {temperature}, expected a positive number"
-            )));
-        }
+        check_temperature(temperature)?;
         self.check_vocabulary(targets)?;
         if let Some(resident) = &self.resident {
             check_rows(pass, rows)?;
@@ -406,45 +429,139 @@ impl Decoder {
     /// log-probability of the last [`score`](Self::score). Uses up what the pass kept.
     ///
     /// # Errors
-    /// If the pass kept nothing, or there is not one gradient for each scored token.
+    /// As [`backward_scores`](Self::backward_scores).
     pub fn backward(
         &self,
         pass: &mut Pass,
         d_logprobs: &[f32],
         gradients: &mut GradientSet,
     ) -> Result<(), PolicyError> {
-        if d_logprobs.len() != pass.rows.len() {
-            return Err(PolicyError::input(format!(
-                "{} gradients for {} scored tokens",
-                d_logprobs.len(),
-                pass.rows.len()
-            )));
+        let by = ScoreGradients { logprobs: d_logprobs, ..ScoreGradients::default() };
+        self.backward_scores(pass, &by, gradients)
+    }
+
+    /// The same from the gradient by log-probabilities, entropies and hidden states together.
+    ///
+    /// # Errors
+    /// If the pass kept nothing, its rows were not scored, there is not one gradient for each of
+    /// them, or the decoder is on a device and there are gradients by entropies or states, which are
+    /// computed on the CPU only.
+    pub fn backward_scores(
+        &self,
+        pass: &mut Pass,
+        by: &ScoreGradients<'_>,
+        gradients: &mut GradientSet,
+    ) -> Result<(), PolicyError> {
+        let (rows, hidden) = (pass.rows.len(), self.shape.hidden);
+        check_count(by.logprobs, rows, "log-probabilities of scored rows")?;
+        if let Some(entropies) = by.entropies {
+            check_count(entropies, rows, "entropies of scored rows")?;
         }
+        if let Some(states) = by.hidden {
+            check_count(states, rows * hidden, "elements of the scored rows' hidden states")?;
+        }
+        must_have_kept(pass)?;
         if let Some(resident) = &self.resident {
-            must_have_kept(pass)?;
-            return resident.backward(&mut pass.device, d_logprobs, gradients.device_mut());
+            if by.entropies.is_some() || by.hidden.is_some() {
+                return Err(on_cpu_only("gradients by entropies and hidden states"));
+            }
+            return resident.backward(&mut pass.device, by.logprobs, gradients.device_mut());
         }
+        if pass.scored.rows() != rows {
+            return Err(PolicyError::input("a backward pass over rows that were not scored"));
+        }
+        let slopes = Slopes { logprobs: by.logprobs, entropies: by.entropies };
+        self.backward_head(pass, by.hidden, gradients, |normed, head, scored, d_hidden, d_head| {
+            let backward = ops::token_logprobs::backward;
+            backward(normed, hidden, head, slopes, scored, d_hidden, d_head);
+        })
+    }
+
+    /// Logits of some rows of the last [`forward`](Self::forward), each divided by the
+    /// temperature, `(rows, vocab)`: for losses over whole distributions. Holds them all, so the
+    /// caller cuts its rows into micro-batches.
+    ///
+    /// # Errors
+    /// If a row does not exist, the temperature is not positive, or the decoder is on a device.
+    pub fn logits(
+        &self,
+        pass: &mut Pass,
+        rows: &[u32],
+        temperature: f64,
+    ) -> Result<Vec<f32>, PolicyError> {
+        check_temperature(temperature)?;
+        if self.resident.is_some() {
+            return Err(on_cpu_only("logits of a forward pass"));
+        }
+        self.hidden(pass, rows)?;
         let hidden = self.shape.hidden;
+        let normed = &pass.normed[..rows.len() * hidden];
+        let head = Values::of(&self.weights.head)?;
+        let scored = &mut pass.scored;
+        Ok(ops::token_logprobs::logits(normed, hidden, &head, temperature, scored))
+    }
+
+    /// Adds to `gradients` those of every parameter, from the gradient of a loss by the last
+    /// [`logits`](Self::logits) as they were returned, `(rows, vocab)`. Uses up what the pass kept.
+    ///
+    /// # Errors
+    /// If the pass kept nothing, no logits were asked for, there is not one gradient for each, or
+    /// the decoder is on a device.
+    pub fn backward_logits(
+        &self,
+        pass: &mut Pass,
+        d_logits: &[f32],
+        gradients: &mut GradientSet,
+    ) -> Result<(), PolicyError> {
+        if self.resident.is_some() {
+            return Err(on_cpu_only("gradients by logits"));
+        }
+        check_count(d_logits, pass.rows.len() * self.shape.vocab, "logits")?;
+        must_have_kept(pass)?;
+        let Some(scale) = pass.scored.inverse_temperature() else {
+            return Err(PolicyError::input("a backward pass over logits that were not asked for"));
+        };
+        let hidden = self.shape.hidden;
+        self.backward_head(pass, None, gradients, |normed, head, _, d_hidden, d_head| {
+            let backward = ops::token_logprobs::logits_backward;
+            backward(normed, hidden, head, d_logits, scale, d_hidden, d_head);
+        })
+    }
+
+    /// The backward pass of the language head, then that of everything below. `through` gives, for
+    /// at least one row, the gradient by the normed states and adds to or replaces that of the
+    /// head; `beside` is added to the former.
+    fn backward_head(
+        &self,
+        pass: &mut Pass,
+        beside: Option<&[f32]>,
+        gradients: &mut GradientSet,
+        through: impl FnOnce(&[f32], &[f32], &mut Scored, &mut [f32], Option<(&mut [f32], Output)>),
+    ) -> Result<(), PolicyError> {
+        let count = pass.rows.len() * self.shape.hidden;
         let mut d_hidden = std::mem::take(&mut pass.d_hidden);
+        sized(&mut d_hidden, count);
         {
             let head = Values::of(&self.weights.head)?;
             let name = if self.shape.tied_head { EMBEDDING } else { HEAD };
             let mut d_head = self.trained().then(|| gradients.take(name, &self.weights.head));
-            let output = d_head.as_mut().map(Gradient::output);
-            ops::token_logprobs::backward(
-                &pass.normed[..d_logprobs.len() * hidden],
-                hidden,
-                &head,
-                d_logprobs,
-                &mut pass.scored,
-                sized(&mut d_hidden, d_logprobs.len() * hidden),
-                d_head.as_mut().map(Gradient::values).zip(output),
-            );
+            if count == 0 {
+                // A gradient of zero, not what an earlier update left.
+                d_head.as_mut().map(Gradient::summed);
+            } else {
+                let output = d_head.as_mut().map(Gradient::output);
+                let into = d_head.as_mut().map(Gradient::values).zip(output);
+                let Pass { normed, scored, .. } = pass;
+                through(&normed[..count], &head, scored, &mut d_hidden[..count], into);
+            }
             if let Some(d_head) = d_head {
                 gradients.put(name, d_head);
             }
         }
-        self.backward_hidden(pass, &d_hidden[..d_logprobs.len() * hidden], gradients)?;
+        for (sum, value) in d_hidden.iter_mut().zip(beside.unwrap_or_default()) {
+            *sum += value;
+        }
+        self.backward_hidden(pass, &d_hidden[..count], gradients)?;
         pass.d_hidden = d_hidden;
         Ok(())
     }
@@ -453,7 +570,7 @@ impl Decoder {
     /// `(rows, hidden)`: for heads other than the model's own.
     ///
     /// # Errors
-    /// If the pass kept nothing.
+    /// If the pass kept nothing, or there is not one gradient for each element of those rows.
     pub fn backward_hidden(
         &self,
         pass: &mut Pass,
@@ -461,6 +578,8 @@ impl Decoder {
         gradients: &mut GradientSet,
     ) -> Result<(), PolicyError> {
         must_have_kept(pass)?;
+        let count = pass.rows.len() * self.shape.hidden;
+        check_count(d_hidden, count, "elements of hidden states")?;
         if let Some(resident) = &self.resident {
             let gradients = gradients.device_mut();
             return resident.backward_hidden(&mut pass.device, d_hidden, gradients);
@@ -473,7 +592,6 @@ impl Decoder {
         g.clear();
         g.resize(total, 0.0);
         {
-            let count = pass.rows.len() * hidden;
             let weight = Values::of(&self.weights.final_norm.values)?;
             let d_selected = sized(&mut pass.scratch.normed, count);
             d_selected.fill(0.0);
@@ -609,6 +727,26 @@ fn check_rows(pass: &Pass, rows: &[u32]) -> Result<(), PolicyError> {
         None => Ok(()),
         Some(row) => Err(PolicyError::input(format!("row {row} of a forward pass over {held}"))),
     }
+}
+
+fn check_temperature(temperature: f64) -> Result<(), PolicyError> {
+    if temperature > 0.0 && temperature.is_finite() {
+        return Ok(());
+    }
+    Err(PolicyError::input(format!("temperature is {temperature}, expected a positive number")))
+}
+
+/// Refuses gradients of another number than what they are by.
+fn check_count(gradients: &[f32], expected: usize, by: &str) -> Result<(), PolicyError> {
+    if gradients.len() == expected {
+        return Ok(());
+    }
+    Err(PolicyError::input(format!("{} gradients by {expected} {by}", gradients.len())))
+}
+
+/// Refuses what no device computes yet.
+pub(crate) fn on_cpu_only(what: &str) -> PolicyError {
+    PolicyError::device(format!("{what} are computed on the CPU only so far"))
 }
 
 fn must_have_kept(pass: &Pass) -> Result<(), PolicyError> {

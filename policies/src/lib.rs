@@ -36,7 +36,7 @@ pub mod sampling;
 pub mod tokenizer;
 
 pub use checkpoint::holds_model;
-pub use decoder::{CacheSpan, Decoder, TokenScores};
+pub use decoder::{CacheSpan, Decoder, ScoreGradients, TokenScores};
 pub use engine::Engine;
 pub use error::PolicyError;
 pub use inference::{Hidden, Inference};

@@ -8,7 +8,7 @@ use candle_core::{Result, Tensor};
 use super::attention::{self, Heads};
 use super::matmul::{Job, Output, Panels, Right, matmuls};
 use super::rope::{Rotations, Turn};
-use super::token_logprobs::Scored;
+use super::token_logprobs::{Scored, Slopes};
 use super::{embedding, linear, rms_norm, rope, swiglu, token_logprobs};
 use crate::packed::PackedSequences;
 
@@ -116,13 +116,61 @@ pub const ALL: &[Operation] = &[
                 token_logprobs::forward(hidden, width, head, &ids, temperature, &mut scored);
             let (mut dhidden, mut dhead) = (vec![0.0; hidden.len()], vec![0.0; head.len()]);
             let dhead_to = Some((&mut dhead[..], Output::Replace));
-            token_logprobs::backward(hidden, width, head, g, &mut scored, &mut dhidden, dhead_to);
+            let slopes = Slopes { logprobs: g, entropies: None };
+            let dhidden_to = &mut dhidden;
+            token_logprobs::backward(
+                hidden, width, head, slopes, &mut scored, dhidden_to, dhead_to,
+            );
             Results { value, gradients: vec![dhidden, dhead] }
         },
         composed: |inputs, batch| {
             let ids = batch.ids();
             Ok(token_logprobs::composed(&inputs[0], &inputs[1], &ids, TRIED_TEMPERATURE)?.0)
         },
+    },
+    Operation {
+        name: "token_logprobs_and_entropies",
+        inputs: |batch| vec![vec![batch.tokens(), batch.width], vec![batch.vocab, batch.width]],
+        fused: |inputs, g, batch| {
+            let (hidden, head, width) = (&inputs[0], &inputs[1], batch.width);
+            let (ids, temperature) = (batch.ids(), TRIED_TEMPERATURE);
+            let mut scored = Scored::default();
+            let (mut value, entropies) =
+                token_logprobs::forward(hidden, width, head, &ids, temperature, &mut scored);
+            value.extend(entropies);
+            let (by_logprob, by_entropy) = g.split_at(ids.len());
+            let slopes = Slopes { logprobs: by_logprob, entropies: Some(by_entropy) };
+            let (mut dhidden, mut dhead) = (vec![0.0; hidden.len()], vec![0.0; head.len()]);
+            let (dhidden_to, dhead_to) = (&mut dhidden, Some((&mut dhead[..], Output::Replace)));
+            token_logprobs::backward(
+                hidden, width, head, slopes, &mut scored, dhidden_to, dhead_to,
+            );
+            Results { value, gradients: vec![dhidden, dhead] }
+        },
+        composed: |inputs, batch| {
+            let ids = batch.ids();
+            let (logprobs, entropies) =
+                token_logprobs::composed(&inputs[0], &inputs[1], &ids, TRIED_TEMPERATURE)?;
+            Tensor::cat(&[logprobs, entropies], 0)
+        },
+    },
+    Operation {
+        name: "logits",
+        inputs: |batch| vec![vec![batch.tokens(), batch.width], vec![batch.vocab, batch.width]],
+        fused: |inputs, g, batch| {
+            let (hidden, head, width) = (&inputs[0], &inputs[1], batch.width);
+            let mut scored = Scored::default();
+            let value =
+                token_logprobs::logits(hidden, width, head, TRIED_TEMPERATURE, &mut scored);
+            let scale = scored.inverse_temperature().unwrap_or(f32::NAN);
+            let (mut dhidden, mut dhead) = (vec![0.0; hidden.len()], vec![0.0; head.len()]);
+            let dhead_to = Some((&mut dhead[..], Output::Replace));
+            token_logprobs::logits_backward(
+                hidden, width, head, g, scale, &mut dhidden, dhead_to,
+            );
+            Results { value, gradients: vec![dhidden, dhead] }
+        },
+        composed: |inputs, _| inputs[0].matmul(&inputs[1].t()?)? / TRIED_TEMPERATURE,
     },
 ];
 
