@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use candle_core::{Device, Tensor, Var};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde::Deserialize;
+use serde_json::Value;
 
 use crate::error::PolicyError;
 use crate::gguf::{self, GgufFile};
@@ -41,7 +42,40 @@ pub(crate) fn read_model(path: &Path) -> Result<(ModelConfig, Parameters), Polic
         return Ok((config, parameters));
     }
     let config = read_config(path)?;
-    let parameters = read_parameters(path, &config.shape()?)?;
+    if let Some(class) = config.architectures.iter().find(|it| models::is_classifier(it)) {
+        return Err(PolicyError::checkpoint(
+            path,
+            format!("a {class} gives values and has no language head: read it as a scalar model"),
+        ));
+    }
+    let parameters = read_parameters(path, parameters::specs(&config.shape()?))?;
+    Ok((config, parameters))
+}
+
+/// Reads the configuration and the parameters of a folder whose model has a head of one value in
+/// place of a language head: its trunk's, and `head`.
+pub(crate) fn read_scalar_model(
+    folder: &Path,
+    head: impl FnOnce(&DecoderShape) -> ParameterSpec,
+) -> Result<(ModelConfig, Parameters), PolicyError> {
+    if gguf::file_at(folder)?.is_some() {
+        let told = "a GGUF file holds a language model, expected a folder with a head of one value";
+        return Err(PolicyError::checkpoint(folder, told));
+    }
+    let mut config = read_config(folder)?;
+    // transformers names the labels only where there are not two, as is its default.
+    let labels = config.other.get("id2label").and_then(Value::as_object).map(|it| it.len() as u64);
+    let labels = labels.or_else(|| config.other.get("num_labels").and_then(Value::as_u64));
+    if let Some(labels) = labels.filter(|it| *it != 1) {
+        let told = format!("the model has {labels} labels, expected one: a head of one value");
+        return Err(PolicyError::checkpoint(&folder.join(CONFIG), told));
+    }
+    // Without a language head there is none to be stored apart from the embedding.
+    config.tie_word_embeddings = true;
+    let shape = config.shape()?;
+    let mut specs = parameters::specs(&shape);
+    specs.push(head(&shape));
+    let parameters = read_parameters(folder, specs)?;
     Ok((config, parameters))
 }
 
@@ -68,10 +102,13 @@ pub(crate) fn read_config(path: &Path) -> Result<ModelConfig, PolicyError> {
         .map_err(|error| PolicyError::checkpoint(&path, error.to_string()))
 }
 
-/// Reads every parameter a decoder of this shape has.
-fn read_parameters(folder: &Path, shape: &DecoderShape) -> Result<Parameters, PolicyError> {
+/// Reads every one of some parameters.
+fn read_parameters(
+    folder: &Path,
+    specs: Vec<ParameterSpec>,
+) -> Result<Parameters, PolicyError> {
     let mut missing: BTreeMap<String, ParameterSpec> =
-        parameters::specs(shape).into_iter().map(|spec| (spec.name.clone(), spec)).collect();
+        specs.into_iter().map(|spec| (spec.name.clone(), spec)).collect();
     let mut parameters = Parameters::default();
     for (path, promised) in &weight_files(folder)? {
         let bytes = read(path)?;

@@ -675,7 +675,7 @@ impl Decoder {
         Self::from_parameters(self.config.clone(), self.parameters.clone(), Some(adapters))
     }
 
-    fn from_parameters(
+    pub(crate) fn from_parameters(
         config: ModelConfig,
         parameters: Parameters,
         adapters: Option<Adapters>,
@@ -749,7 +749,7 @@ pub(crate) fn on_cpu_only(what: &str) -> PolicyError {
     PolicyError::device(format!("{what} are computed on the CPU only so far"))
 }
 
-fn must_have_kept(pass: &Pass) -> Result<(), PolicyError> {
+pub(crate) fn must_have_kept(pass: &Pass) -> Result<(), PolicyError> {
     if pass.keep == Keep::Nothing {
         let told = "a backward pass over a forward pass that kept nothing";
         return Err(PolicyError::input(told));
@@ -773,7 +773,7 @@ fn same_storage(one: &Tensor, other: &Tensor) -> bool {
 
 const EMBEDDING: &str = "model.embed_tokens.weight";
 const FINAL_NORM: &str = "model.norm.weight";
-const HEAD: &str = "lm_head.weight";
+pub(crate) const HEAD: &str = "lm_head.weight";
 
 /// The parameters by their place in the network.
 #[derive(Clone, Debug)]

@@ -4,7 +4,8 @@
 //! `(tokens, features)`, sequences laid end to end, no padding anywhere. Learning calls
 //! [`Decoder::forward`], [`Decoder::score`] and [`Decoder::backward`] on a [`Pass`]; sampling
 //! calls [`Inference::extend`] over a [`KvCache`]. Both run the same layers and differ only in
-//! where attention finds its keys and values.
+//! where attention finds its keys and values. A [`ScalarModel`] is the same trunk below a head of
+//! one value: a reward model or a critic.
 //!
 //! Axes, everywhere in this crate: `tokens` (all rows of a packed batch), `hidden` (width
 //! of the residual stream), `heads`, `kv_heads`, `head_dim`, `intermediate` (width of the
@@ -33,6 +34,7 @@ mod pass;
 mod process;
 pub mod rope_scaling;
 pub mod sampling;
+mod scalar_model;
 pub mod tokenizer;
 
 pub use checkpoint::holds_model;
@@ -52,6 +54,7 @@ pub use pass::{Keep, Pass};
 pub use process::prepare_process;
 pub use rope_scaling::RopeScaling;
 pub use sampling::{Completion, FinishReason, PolicyVersion, Request, SamplingParams};
+pub use scalar_model::{HeadInit, ScalarHead, ScalarModel};
 pub use tokenizer::Tokenizer;
 
 /// The index of a vocabulary entry.

@@ -45,6 +45,26 @@ impl Parameters {
         self.0.values().map(|variable| variable.elem_count()).sum()
     }
 
+    /// These and others, such as a trunk's and its head's, in one set that shares their storage: for
+    /// one step of the optimizer, with one length of all gradients together.
+    ///
+    /// # Errors
+    /// If both have a tensor of the same name.
+    pub fn joined(&self, others: &Self) -> Result<Self, PolicyError> {
+        let mut joined = self.clone();
+        for (name, variable) in others.iter() {
+            if joined.get(name).is_some() {
+                return Err(PolicyError::input(format!("{name} is among both sets of parameters")));
+            }
+            joined.insert(name.to_owned(), variable.clone());
+        }
+        Ok(joined)
+    }
+
+    pub(crate) fn remove(&mut self, name: &str) -> Option<Var> {
+        self.0.remove(name)
+    }
+
     pub(crate) fn insert(&mut self, name: String, variable: Var) {
         self.0.insert(name, variable);
     }

@@ -26,6 +26,22 @@ pub struct Family {
     pub query_key_norm: bool,
 }
 
+impl Family {
+    /// The entry of `architectures` for the same trunk below a head of values in place of the
+    /// language head, such as `Qwen2ForSequenceClassification`.
+    pub fn classifier(&self) -> String {
+        let base = self.architecture.trim_end_matches("ForCausalLM");
+        format!("{base}{CLASSIFIER}")
+    }
+}
+
+/// Whether a class of transformers is a [`Family::classifier`].
+pub(crate) fn is_classifier(architecture: &str) -> bool {
+    architecture.ends_with(CLASSIFIER)
+}
+
+const CLASSIFIER: &str = "ForSequenceClassification";
+
 /// Which of the projections q, k, v and o add a bias.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AttentionBias {
