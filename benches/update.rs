@@ -3,7 +3,7 @@
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use tallow::learner::batch::Sequence;
-use tallow::learner::{Learner, OptimizerConfig};
+use tallow::learner::{Beside, Learner, OptimizerConfig};
 use tallow_envs::Seed;
 use tallow_policies::{Decoder, InitOptions, LoraConfig, ModelConfig, Sizes, TokenId};
 
@@ -36,7 +36,7 @@ fn update(criterion: &mut Criterion) {
         group.throughput(Throughput::Elements((PROMPTS * REPLIES * REPLY) as u64));
         for (name, config) in &ways {
             let start = decoder.snapshot().expect("a copy");
-            let mut learner = Learner::new(start, config.clone(), u64::MAX, false, Seed(1))
+            let mut learner = Learner::new(start, config.clone(), u64::MAX, Beside::Nothing, Seed(1))
                 .expect("sound settings");
             group.bench_function(BenchmarkId::new(*name, prompt), |bencher| {
                 bencher.iter(|| learner.next_token_step(&sequences).expect("finite gradients"));

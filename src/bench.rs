@@ -17,13 +17,13 @@ use tallow_policies::{
 };
 use tallow_verifiers::{Message, Outcome, Reference, StopReason, Transcript, Verdict, Verifier};
 
-use crate::algorithms::AlgorithmConfig;
-use crate::algorithms::grpo::GrpoConfig;
+use crate::algorithms::{Algorithm, BUILTIN};
 use crate::device;
 use crate::error::Error;
 use crate::learner::batch::Sequence;
 use crate::learner::memory::{Demand, MemoryPlan};
-use crate::learner::{Learner, OptimizerConfig, Reuse};
+use crate::learner::update::UpdateSettings;
+use crate::learner::{Beside, Learner, OptimizerConfig};
 use crate::model::{check_fit, model_folder};
 use crate::rollout::trajectory::{ScoredGroup, ScoredTrajectory, Trajectory, Turn};
 
@@ -110,8 +110,8 @@ pub fn grpo(model: BenchModel, work: &GrpoWork) -> Result<Value, Error> {
     let config = OptimizerConfig { learning_rate: 1e-6, lora: lora.clone(), ..Default::default() };
     let steps = work.steps.max(1);
     let decoder = model.decoder.clone();
-    let mut learner = Learner::new(decoder, config, steps as u64 + 1, false, model.seed)?;
-    let algorithm = GrpoConfig::default().build().expect("the defaults are valid");
+    let mut learner = Learner::new(decoder, config, steps as u64 + 1, Beside::Nothing, model.seed)?;
+    let algorithm = grpo_without_kl();
     let tokens = work.prompts * (work.prompt_tokens + work.group * work.new_tokens);
     let demand = Demand {
         trains: true,
@@ -142,9 +142,18 @@ pub fn grpo(model: BenchModel, work: &GrpoWork) -> Result<Value, Error> {
             .zip(&prompts)
             .map(|(replies, prompt)| scored(prompt, replies))
             .collect();
-        let reuse = Reuse { epochs: 1, minibatches: 1 };
-        let sampling = (params.temperature, work.new_tokens);
-        learner.update(&*algorithm, &groups, reuse, sampling, step, model.seed)?;
+        learner.update(
+            &algorithm,
+            &groups,
+            &UpdateSettings {
+                epochs: 1,
+                minibatches: 1,
+                temperature: params.temperature,
+                max_tokens: work.new_tokens,
+                newest: step,
+                seed: model.seed,
+            },
+        )?;
         engine.publish(learner.decoder(), step + 1);
         if step > 0 {
             generate_s.push(generated);
@@ -185,7 +194,7 @@ pub fn train(
     let prompts: Vec<_> = (0..=steps as u64).map(|it| model.prompts(batch, seq, it)).collect();
     let lora = adapters(lora_rank);
     let config = OptimizerConfig { learning_rate: 1e-4, lora, ..Default::default() };
-    let mut learner = Learner::new(model.decoder, config, steps as u64 + 1, false, model.seed)?;
+    let mut learner = Learner::new(model.decoder, config, steps as u64 + 1, Beside::Nothing, model.seed)?;
     let mut times = Vec::new();
     for prompts in prompts {
         let sequences: Vec<Sequence> =
@@ -263,6 +272,12 @@ pub fn generate(
         line["mbu"] = json!(rounded(bytes * steps / decode_s / 1e9 / bandwidth));
     }
     Ok(line)
+}
+
+/// GRPO with a KL weight of 0, as the contract of the command has it: no reference model.
+fn grpo_without_kl() -> Algorithm {
+    let entry = BUILTIN.iter().find(|it| it.name == "grpo").expect("grpo is built in");
+    entry.build(json!({"kl": {"weight": 0.0}})).expect("the settings are sound")
 }
 
 fn exact_length(tokens: usize) -> Arc<SamplingParams> {

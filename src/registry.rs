@@ -71,7 +71,7 @@ mod tests {
         const NAME: &'static str = "grpo";
         const SUMMARY: &'static str = "for this test";
 
-        fn build(&self) -> Result<Box<dyn Algorithm>, ConfigFault> {
+        fn build(&self) -> Result<Algorithm, ConfigFault> {
             Err(ConfigFault::new("beta", "beta is missing"))
         }
     }

@@ -492,8 +492,8 @@ impl StageRun<'_> {
         Ok(())
     }
 
-    /// Keeps rollouts for reading and shows some. `credit` is that of each reply, if they were
-    /// trained on.
+    /// Keeps rollouts for reading and shows some. `credit` is that of each sampled token by group
+    /// and member, if they were trained on.
     ///
     /// # Errors
     /// If the file cannot be written.
@@ -501,14 +501,14 @@ impl StageRun<'_> {
         &mut self,
         step: u64,
         groups: &[ScoredGroup],
-        credit: Option<&[Vec<f32>]>,
+        credit: Option<&[Vec<Vec<f32>>]>,
         renderer: &crate::renderer::Renderer,
     ) -> Result<(), Error> {
         let mut records = Vec::new();
         for (index, group) in groups.iter().enumerate() {
             for (position, member) in group.members.iter().enumerate() {
-                let advantage = credit.map(|it| it[index][position]);
-                records.push(self.sample(step, group, member, advantage, renderer));
+                let credit = credit.map_or(&[][..], |it| it[index][position].as_slice());
+                records.push(self.sample(step, group, member, credit, renderer));
             }
         }
         samples::write_samples(&self.folder.samples(), self.name, step, &records)?;
@@ -542,10 +542,11 @@ impl StageRun<'_> {
         step: u64,
         group: &ScoredGroup,
         member: &ScoredTrajectory,
-        advantage: Option<f32>,
+        credit: &[f32],
         renderer: &crate::renderer::Renderer,
     ) -> SampleRecord {
         let trajectory = &member.trajectory;
+        let mut credit = credit;
         let mut turns = Vec::new();
         let mut replies = trajectory.turns.iter();
         for message in &trajectory.transcript.messages[group.task.prompt.len()..] {
@@ -554,13 +555,15 @@ impl StageRun<'_> {
                 _ => None,
             };
             let ids = sampled.map_or(&[][..], |it| &trajectory.tokens[it.range.clone()]);
+            let (own, later) = credit.split_at(ids.len().min(credit.len()));
+            credit = later;
             turns.push(SampleTurn {
                 role: role_name(message.role).into(),
                 text: message.content.clone(),
                 ids: ids.to_vec(),
                 token_texts: renderer.tokenizer().token_texts(ids),
                 logprobs: sampled.map_or_else(Vec::new, |it| it.logprobs.clone()),
-                advantages: advantage.map_or_else(Vec::new, |it| vec![it; ids.len()]),
+                advantages: own.to_vec(),
             });
         }
         let id = group.task_id();

@@ -8,7 +8,8 @@ use std::sync::Arc;
 use serde_json::json;
 use tallow::algorithms::{self, Algorithm};
 use tallow::learner::batch::Sequence;
-use tallow::learner::{Learner, OptimizerConfig, Reuse};
+use tallow::learner::update::UpdateSettings;
+use tallow::learner::{Beside, Learner, OptimizerConfig};
 use tallow::model::ModelSettings;
 use tallow::renderer::Renderer;
 use tallow::rollout::trajectory::{ScoredGroup, ScoredTrajectory, Trajectory, Turn};
@@ -132,14 +133,14 @@ impl Scene {
         self.members().map(sequence).collect()
     }
 
-    fn learner(&self, micro_batch_tokens: usize, with_reference: bool) -> Learner {
-        self.learner_with(micro_batch_tokens, with_reference, None)
+    fn learner(&self, micro_batch_tokens: usize, beside: Beside) -> Learner {
+        self.learner_with(micro_batch_tokens, beside, None)
     }
 
     fn learner_with(
         &self,
         micro_batch_tokens: usize,
-        with_reference: bool,
+        beside: Beside,
         lora: Option<LoraConfig>,
     ) -> Learner {
         let config = OptimizerConfig {
@@ -152,13 +153,29 @@ impl Scene {
             ..OptimizerConfig::default()
         };
         let decoder = self.decoder.snapshot().expect("a copy");
-        Learner::new(decoder, config, 10, with_reference, Seed(1)).expect("a learner")
+        Learner::new(decoder, config, 10, beside, Seed(1)).expect("a learner")
     }
 }
 
-fn grpo(options: serde_json::Value) -> Box<dyn Algorithm> {
+/// GRPO without a KL unless the options say otherwise.
+fn grpo(mut options: serde_json::Value) -> Algorithm {
+    if options.get("kl").is_none() {
+        options["kl"] = json!({ "weight": 0.0 });
+    }
     let entry = algorithms::BUILTIN.iter().find(|it| it.name == "grpo").expect("grpo is built in");
-    (entry.build)(options).expect("sound options")
+    entry.build(options).expect("sound options")
+}
+
+/// Settings of an update of the policy of version `newest`.
+fn settings(epochs: usize, minibatches: usize, newest: u64) -> UpdateSettings {
+    UpdateSettings {
+        epochs,
+        minibatches,
+        temperature: TEMPERATURE,
+        max_tokens: MAX_TOKENS,
+        newest,
+        seed: Seed(1),
+    }
 }
 
 /// Asserts that two numbers agree, relative to their size but never finer than to `floor`.
@@ -203,11 +220,11 @@ fn the_learner_finds_the_log_probabilities_the_sampler_recorded() {
         let mean = sum / found.len() as f64;
         assert!(mean < 1e-5, "{family}: mean |log ratio| is {mean} nats");
         // The learner reports the same of its own first pass.
-        let mut learner = scene.learner(64, false);
-        let reuse = Reuse { epochs: 1, minibatches: 1 };
+        let mut learner = scene.learner(64, Beside::Nothing);
         let metrics = learner
-            .update(&*grpo(json!({})), &scene.groups, reuse, (TEMPERATURE, MAX_TOKENS), 0, Seed(1))
-            .expect("an update");
+            .update(&grpo(json!({})), &scene.groups, &settings(1, 1, 0))
+            .expect("an update")
+            .metrics;
         let told = metrics.value("learner/sampler_mismatch_nats").expect("it is measured");
         assert!(told < 1e-5, "{family}: the learner reports {told} nats");
     }
@@ -219,16 +236,17 @@ fn the_cut_into_micro_batches_changes_no_rl_update() {
     let tokens: usize = scene.members().map(|it| it.tokens.len()).sum();
     for aggregation in ["token_mean", "sequence_mean", "constant_length"] {
         for kl_weight in [0.0, 0.1] {
-            let algorithm = grpo(json!({ "aggregation": aggregation, "kl_weight": kl_weight }));
+            let kl = json!({ "weight": kl_weight });
+            let algorithm = grpo(json!({ "aggregation": aggregation, "kl": kl }));
             let what = format!("{aggregation} with kl_weight {kl_weight}");
             let updated = |micro_batch_tokens: usize| {
-                let with_reference = algorithm.requires().reference;
-                let mut learner = scene.learner(micro_batch_tokens, with_reference);
-                let reuse = Reuse { epochs: 2, minibatches: 2 };
-                let sampling = (TEMPERATURE, MAX_TOKENS);
+                let beside =
+                    if kl_weight > 0.0 { Beside::Start } else { Beside::Nothing };
+                let mut learner = scene.learner(micro_batch_tokens, beside);
                 let metrics = learner
-                    .update(&*algorithm, &scene.groups, reuse, sampling, 0, Seed(1))
-                    .expect("an update");
+                    .update(&algorithm, &scene.groups, &settings(2, 2, 0))
+                    .expect("an update")
+                    .metrics;
                 assert_eq!(learner.steps(), 4);
                 (metrics, learner)
             };
@@ -251,7 +269,7 @@ fn the_cut_into_micro_batches_changes_no_next_token_step() {
     let scene = Scene::new("llama");
     let sequences = scene.sequences();
     let stepped = |micro_batch_tokens: usize| {
-        let mut learner = scene.learner(micro_batch_tokens, false);
+        let mut learner = scene.learner(micro_batch_tokens, Beside::Nothing);
         let first = learner.next_token_step(&sequences).expect("a step");
         learner.next_token_step(&sequences).expect("a second step");
         (first, learner)
@@ -370,12 +388,11 @@ fn truncated_sampling_leaves_the_first_ratio_at_one() {
         let masses = scene.members().map(Trajectory::kept_mass);
         let (mass, tokens) = masses.fold((0.0, 0), |all, it| (all.0 + it.0, all.1 + it.1));
         assert!(mass / (tokens as f64) < 0.995, "{params:?} cut nothing: {mass} of {tokens}");
-        let mut learner = scene.learner(200, false);
-        let reuse = Reuse { epochs: 1, minibatches: 1 };
-        let sampling = (TEMPERATURE, MAX_TOKENS);
+        let mut learner = scene.learner(200, Beside::Nothing);
         let metrics = learner
-            .update(&*grpo(json!({})), &scene.groups, reuse, sampling, 0, Seed(1))
-            .expect("an update");
+            .update(&grpo(json!({})), &scene.groups, &settings(1, 1, 0))
+            .expect("an update")
+            .metrics;
         let told = metrics.value("learner/sampler_mismatch_nats").expect("it is measured");
         assert!(told < 1e-5, "{params:?}: {told} nats");
     }
@@ -386,7 +403,6 @@ fn play(scene: &mut Scene, learner: &mut Learner, rounds: u64, what: &str) {
     let slots = scene.prompts.len() * GROUP;
     let mut engine = small_cache(scene, slots);
     let algorithm = grpo(json!({}));
-    let reuse = Reuse { epochs: 1, minibatches: 1 };
     for round in 0..rounds {
         engine.publish(learner.decoder(), round);
         let replies = engine.generate(long_requests(scene, round)).expect("replies");
@@ -394,9 +410,9 @@ fn play(scene: &mut Scene, learner: &mut Learner, rounds: u64, what: &str) {
             let (group, member) = (index / GROUP, index % GROUP);
             scene.groups[group].members[member] = scene.scored(group, member, completion);
         }
-        let metrics = learner
-            .update(&*algorithm, &scene.groups, reuse, (TEMPERATURE, 32), round, Seed(1))
-            .expect("an update");
+        let settings = UpdateSettings { max_tokens: 32, ..settings(1, 1, round) };
+        let metrics =
+            learner.update(&algorithm, &scene.groups, &settings).expect("an update").metrics;
         let told = metrics.value("learner/sampler_mismatch_nats").expect("it is measured");
         assert!(told < 1e-5, "{what}: {told} nats in round {round}");
     }
@@ -408,7 +424,7 @@ fn sampler_and_learner_agree_through_fifty_updates() {
     let lora = LoraConfig { rank: 4, ..LoraConfig::default() };
     for (family, lora) in [("llama", None), ("qwen3", None), ("qwen2", Some(lora))] {
         let mut scene = Scene::new(family);
-        let mut learner = scene.learner_with(200, false, lora);
+        let mut learner = scene.learner_with(200, Beside::Nothing, lora);
         play(&mut scene, &mut learner, 50, family);
         check_adapters_matter(learner.decoder());
     }
@@ -423,7 +439,7 @@ fn a_gpu_samples_and_learns_what_the_cpu_does() {
         if let Some(device) = on {
             scene.decoder = scene.decoder.on(device).expect("a small model");
         }
-        let mut learner = scene.learner(200, false);
+        let mut learner = scene.learner(200, Beside::Nothing);
         play(&mut scene, &mut learner, 3, "qwen2");
         learner.decoder().read_back().expect("weights");
         (scene.members().map(|it| it.tokens.clone()).collect::<Vec<_>>(), learner)
@@ -446,10 +462,9 @@ fn shared_prompts_change_an_update_by_rounding_only() {
             ..OptimizerConfig::default()
         };
         let decoder = scene.decoder.snapshot().expect("a copy");
-        let mut learner = Learner::new(decoder, config, 10, false, Seed(1)).expect("a learner");
-        let reuse = Reuse { epochs: 2, minibatches: 2 };
+        let mut learner = Learner::new(decoder, config, 10, Beside::Nothing, Seed(1)).expect("a learner");
         learner
-            .update(&*grpo(json!({})), &scene.groups, reuse, (TEMPERATURE, MAX_TOKENS), 0, Seed(1))
+            .update(&grpo(json!({})), &scene.groups, &settings(2, 2, 0))
             .expect("an update");
         learner
     };

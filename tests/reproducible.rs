@@ -56,7 +56,7 @@ fn twenty_kills_change_nothing() {
 #[test]
 fn kills_change_nothing_for_adapters() {
     let mut settings = LONGER.to_vec();
-    settings.extend(["--set=rl.optimizer.lora={rank=4}", "--set=rl.algorithm.kl_weight=0.1"]);
+    settings.extend(["--set=rl.optimizer.lora={rank=4}", "--set=rl.algorithm.kl={weight=0.1}"]);
     settings.push("--set=rl.sampling.top_p=0.9");
     check_kills(&settings, &KILLS[..6]);
 }

@@ -73,7 +73,7 @@ pub fn list(args: &ListArgs, common: &Common, registry: &Registry) -> Result<(),
             say(&format!("{}{}", if last.is_empty() { "" } else { "\n" }, row.kind));
             last = row.kind;
         }
-        say(&format!("  {:<16} {}", row.name, row.summary));
+        say(&format!("  {:<22} {}", row.name, row.summary));
         if args.long {
             let mut lines = Vec::new();
             flatten(&row.options, "", &mut lines);
@@ -101,7 +101,7 @@ fn rows(registry: &Registry) -> Vec<Row> {
         add("verifiers", it.name(), it.summary(), it.default_options());
     }
     for it in &registry.algorithms {
-        add("algorithms", it.name, it.summary, (it.default_options)());
+        add("algorithms", it.name, it.summary, it.default_options());
     }
     for it in tallow_policies::models::BUILTIN {
         let table = ModelSettings { family: it.name.into(), ..Default::default() };

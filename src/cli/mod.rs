@@ -4,6 +4,7 @@
 mod attack;
 mod chat;
 mod list;
+mod loss;
 mod measure;
 mod model;
 mod output;
@@ -91,6 +92,7 @@ enum Verb {
     Check(run::CheckArgs),
     List(list::ListArgs),
     Verify(verify::VerifyArgs),
+    Loss(loss::LossArgs),
     Attack(attack::AttackArgs),
     Generate(model::GenerateArgs),
     Score(model::ScoreArgs),
@@ -142,6 +144,7 @@ fn dispatch(cli: Cli, registry: &Registry) -> Result<(), Error> {
         Verb::Check(args) => run::check(&args, common, registry),
         Verb::List(args) => list::list(&args, common, registry),
         Verb::Verify(args) => verify::verify(&args, common, registry),
+        Verb::Loss(args) => loss::loss(&args, common),
         Verb::Attack(args) => attack::run(&args, common, registry),
         Verb::Generate(args) => model::generate(&args, common),
         Verb::Score(args) => model::score(&args, common),

@@ -137,6 +137,26 @@ pub fn token_budget_runs<'a>(
     runs
 }
 
+/// The same for sequences of which each `bundle` neighbours stay together.
+pub fn bundled_runs(
+    sequences: &[&Sequence],
+    bundle: usize,
+    budget: usize,
+    sharing: SharedPrompts,
+) -> Vec<std::ops::Range<usize>> {
+    let mut runs: Vec<std::ops::Range<usize>> = Vec::new();
+    for start in (0..sequences.len()).step_by(bundle) {
+        let end = (start + bundle).min(sequences.len());
+        let longer = runs.last().map_or(start, |it| it.start)..end;
+        let fits = token_budget_runs(sequences[longer.clone()].iter().copied(), budget, sharing);
+        match runs.last_mut() {
+            Some(last) if fits.len() == 1 => *last = longer,
+            _ => runs.push(start..end),
+        }
+    }
+    runs
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -168,6 +188,16 @@ mod tests {
         let copied = MicroBatch::pack(&siblings, SharedPrompts::Copied);
         assert_eq!(copied.sequences.tokens(), [1, 2, 3, 1, 2, 5, 6]);
         assert_eq!(copied.rows, [1, 2, 4, 5, 6]);
+    }
+
+    #[test]
+    fn pairs_stay_together() {
+        let sequences: Vec<Sequence> = (0..6).map(|it| sequence(&[it; 5], 1..5)).collect();
+        let sequences: Vec<&Sequence> = sequences.iter().collect();
+        let runs = |budget| bundled_runs(&sequences, 2, budget, SharedPrompts::Once);
+        assert_eq!(runs(4), [0..2, 2..4, 4..6]);
+        assert_eq!(runs(16), [0..4, 4..6]);
+        assert_eq!(runs(100).len(), 1);
     }
 
     #[test]

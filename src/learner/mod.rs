@@ -1,32 +1,35 @@
 //! The weights being trained. Knows nothing of environments, verifiers or which algorithm it runs.
 //!
-//! Two ways to learn: [`Learner::update`] from scored groups (RL), [`Learner::next_token_step`]
-//! from sequences (pretraining and SFT). Both cut their work into micro-batches by token budget and
+//! Two ways to learn: [`Learner::update`] from scored groups (RL; in [`update`]),
+//! [`Learner::next_token_step`] from sequences (pretraining and SFT). Both cut their work into micro-batches by token budget and
 //! weigh every token by a denominator taken over the whole update, so that the cut changes nothing
 //! but rounding.
 
 pub mod batch;
+pub mod critic;
 pub mod memory;
+pub mod update;
 
 use std::path::Path;
 
-use candle_core::{Device, Tensor, Var};
-use rand::seq::SliceRandom;
 use serde::{Deserialize, Serialize};
 use tallow_envs::Seed;
 use tallow_policies::{
     AdamW, AdamWConfig, Decoder, GradientSet, Keep, LoraConfig, Pass, PolicyError, Schedule, lora,
 };
 
-use crate::algorithms::{Algorithm, LossInputs};
+use crate::algorithms::ppo::CriticConfig;
 use crate::config::problem::Fault;
 use crate::error::Error;
-use crate::rollout::trajectory::ScoredGroup;
 use crate::tracking::Metrics;
 use batch::{MicroBatch, Sequence, SharedPrompts, token_budget_runs};
+use critic::Critic;
 
 /// Optimizer state beside the weights of a checkpoint.
 const OPTIMIZER_FILE: &str = "optimizer.safetensors";
+
+/// A reference policy that is not the one the stage began with, beside the weights of a checkpoint.
+const REFERENCE_FOLDER: &str = "reference";
 
 /// Tag of the seed stream that draws fresh adapters.
 const ADAPTER_STREAM: u64 = 0x6c6f_7261;
@@ -130,19 +133,28 @@ fn lora_faults(config: &LoraConfig) -> Vec<Fault> {
     faults
 }
 
-/// How often a batch of rollouts is used.
-#[derive(Clone, Copy, Debug)]
-pub struct Reuse {
-    /// Passes over the batch.
-    pub epochs: usize,
-    /// Optimizer steps in each pass.
-    pub minibatches: usize,
+/// What a learner is given besides the weights it trains.
+#[derive(Default)]
+pub enum Beside {
+    /// Nothing.
+    #[default]
+    Nothing,
+    /// A copy of the weights at the start.
+    Start,
+    /// Another model of the same vocabulary: a teacher.
+    Model(Box<Decoder>),
 }
 
 /// A policy, its optimizer, and how many optimizer steps it has taken.
 pub struct Learner {
     decoder: Decoder,
+    /// What penalties, pairs and distillation compare with.
     reference: Option<Decoder>,
+    /// Whether the reference has become another policy than the stage began with.
+    refreshed: bool,
+    critic: Option<Critic>,
+    /// Weight of a KL penalty, where a controller moves it.
+    kl_weight: Option<f64>,
     optimizer: AdamW,
     config: OptimizerConfig,
     /// Buffers of the forward and backward pass, and the gradients of one update.
@@ -153,22 +165,9 @@ pub struct Learner {
     steps: u64,
 }
 
-/// Sampled tokens of one reply, ready to be learned from.
-struct Sample {
-    /// Its place among the batch's replies.
-    index: usize,
-    sequence: Sequence,
-    behavior_logprobs: Vec<f32>,
-    reference_logprobs: Vec<f32>,
-    advantage: f32,
-    /// How far behind the newest weights the oldest token was drawn.
-    staleness: u64,
-}
-
 impl Learner {
     /// A learner that starts from `decoder`, with a fresh optimizer; `seed` draws fresh adapters,
-    /// if the settings want some. With `with_reference` the starting weights are kept for KL
-    /// penalties.
+    /// if the settings want some.
     ///
     /// # Errors
     /// If the weights cannot be copied or adapted.
@@ -176,14 +175,15 @@ impl Learner {
         decoder: Decoder,
         config: OptimizerConfig,
         total_steps: u64,
-        with_reference: bool,
+        beside: Beside,
         seed: Seed,
     ) -> Result<Self, Error> {
-        let reference = match &config.lora {
-            _ if !with_reference => None,
+        let reference = match (beside, &config.lora) {
+            (Beside::Nothing, _) => None,
+            (Beside::Model(model), _) => Some(*model),
             // Frozen weights need no copy.
-            Some(_) => Some(decoder.clone()),
-            None => Some(decoder.snapshot()?),
+            (Beside::Start, Some(_)) => Some(decoder.clone()),
+            (Beside::Start, None) => Some(decoder.snapshot()?),
         };
         let decoder = match &config.lora {
             Some(lora) => decoder.with_adapters(lora, seed.derive(&[ADAPTER_STREAM]).0)?,
@@ -192,7 +192,48 @@ impl Learner {
         let optimizer = AdamW::new(config.adamw.clone());
         let keep = if config.recompute_activations { Keep::Inputs } else { Keep::Activations };
         let (pass, gradients) = (Pass::new(keep), GradientSet::new());
-        Ok(Self { decoder, reference, optimizer, config, pass, gradients, total_steps, steps: 0 })
+        Ok(Self {
+            decoder,
+            reference,
+            refreshed: false,
+            critic: None,
+            kl_weight: None,
+            optimizer,
+            config,
+            pass,
+            gradients,
+            total_steps,
+            steps: 0,
+        })
+    }
+
+    /// Gives this a critic that starts from the policy's weights of now.
+    ///
+    /// # Errors
+    /// If the weights cannot be copied, or are on a device.
+    pub fn add_critic(&mut self, config: CriticConfig, seed: Seed) -> Result<(), Error> {
+        self.critic = Some(Critic::new(&self.decoder, config, &self.config, seed)?);
+        Ok(())
+    }
+
+    /// The reference becomes the policy of now.
+    ///
+    /// # Errors
+    /// If memory runs out.
+    pub fn refresh_reference(&mut self) -> Result<(), Error> {
+        self.reference = Some(self.decoder.snapshot()?);
+        self.refreshed = true;
+        Ok(())
+    }
+
+    /// Weight of a KL penalty, where a controller has moved it.
+    pub fn kl_weight(&self) -> Option<f64> {
+        self.kl_weight
+    }
+
+    /// Goes on with a weight that a controller has moved.
+    pub fn set_kl_weight(&mut self, weight: Option<f64>) {
+        self.kl_weight = weight;
     }
 
     /// The weights as they are now.
@@ -226,7 +267,10 @@ impl Learner {
             None => self.decoder.save_folder(folder)?,
         }
         self.optimizer.save(&folder.join(OPTIMIZER_FILE))?;
-        Ok(())
+        if let (true, Some(reference)) = (self.refreshed, &self.reference) {
+            reference.save_folder(&folder.join(REFERENCE_FOLDER))?;
+        }
+        self.critic.as_ref().map_or(Ok(()), |it| it.save(folder))
     }
 
     /// Goes on from what [`save`](Self::save) wrote, `steps` optimizer steps into the schedule.
@@ -241,7 +285,16 @@ impl Learner {
         self.decoder.copy_from(&saved)?;
         self.optimizer = AdamW::load(self.config.adamw.clone(), &folder.join(OPTIMIZER_FILE))?;
         self.steps = steps;
-        Ok(())
+        let reference = folder.join(REFERENCE_FOLDER);
+        if self.reference.is_some() && reference.is_dir() {
+            let saved = Decoder::from_folder(&reference)?;
+            self.reference = Some(match self.decoder.device() {
+                Some(device) => saved.on(device)?,
+                None => saved,
+            });
+            self.refreshed = true;
+        }
+        self.critic.as_mut().map_or(Ok(()), |it| it.restore(folder))
     }
 
     /// One next-token step: mean loss over the scored tokens of `sequences`.
@@ -293,145 +346,6 @@ impl Learner {
         Ok((total / tokens.max(1) as f64, tokens))
     }
 
-    /// Learns from scored groups; groups without variance or too small for the algorithm teach
-    /// nothing and are dropped and counted.
-    ///
-    /// `newest` is the version of the current weights, `temperature` the one that sampled,
-    /// `max_tokens` the longest reply allowed, `seed` draws the order of minibatches.
-    ///
-    /// # Errors
-    /// If the model fails or a gradient is not finite (the weights are then unchanged).
-    pub fn update(
-        &mut self,
-        algorithm: &dyn Algorithm,
-        groups: &[ScoredGroup],
-        reuse: Reuse,
-        sampling: (f64, usize),
-        newest: u64,
-        seed: Seed,
-    ) -> Result<Metrics, Error> {
-        let (temperature, max_tokens) = sampling;
-        let mut samples = usable_samples(algorithm, groups, newest);
-        let mut metrics = Metrics::new();
-        if samples.is_empty() {
-            return Ok(metrics);
-        }
-        let stale: u64 = samples.iter().map(|it| it.staleness).sum();
-        metrics.set("learner/staleness_mean", stale as f64 / samples.len() as f64);
-        self.annotate_reference(&mut samples, temperature)?;
-        let mut sums = Metrics::new();
-        let mut updates = 0.0;
-        for epoch in 0..reuse.epochs.max(1) {
-            if reuse.minibatches > 1 {
-                samples.shuffle(&mut seed.derive(&[epoch as u64]).rng());
-            }
-            let size = samples.len().div_ceil(reuse.minibatches.max(1));
-            for minibatch in samples.chunks_mut(size) {
-                // Siblings stand together again, so that they can share their prompt.
-                minibatch.sort_by_key(|it| it.index);
-                let (report, mismatch) =
-                    self.minibatch(algorithm, minibatch, temperature, max_tokens)?;
-                // Only before the first step are these still the weights that sampled; later the
-                // difference is learning, not a disagreement between sampler and learner.
-                if updates == 0.0 {
-                    metrics.set("learner/sampler_mismatch_nats", mismatch);
-                }
-                sums.accumulate(&report);
-                updates += 1.0;
-            }
-        }
-        sums.scale(1.0 / updates);
-        metrics.extend(sums);
-        metrics.set("learner/optimizer_steps", self.steps as f64);
-        Ok(metrics)
-    }
-
-    fn minibatch(
-        &mut self,
-        algorithm: &dyn Algorithm,
-        samples: &[Sample],
-        temperature: f64,
-        max_tokens: usize,
-    ) -> Result<(Metrics, f64), Error> {
-        let sampled: Vec<usize> = samples.iter().map(|it| it.sequence.scored_tokens()).collect();
-        let total = sampled.iter().sum::<usize>().max(1) as f64;
-        let weights = algorithm.aggregation().token_weights(&sampled, max_tokens);
-        let sharing = self.config.sharing();
-        let budget = self.config.micro_batch_tokens;
-        self.gradients.reset();
-        let mut metrics = Metrics::new();
-        let mut mismatch = 0.0;
-        for run in token_budget_runs(samples.iter().map(|it| &it.sequence), budget, sharing) {
-            let part = &samples[run.clone()];
-            let batch = MicroBatch::pack(part.iter().map(|it| &it.sequence), sharing);
-            if batch.targets.is_empty() {
-                continue;
-            }
-            self.decoder.forward(&mut self.pass, &batch.sequences)?;
-            let scores =
-                self.decoder.score(&mut self.pass, &batch.rows, &batch.targets, temperature)?;
-            let behavior: Vec<f32> =
-                part.iter().flat_map(|it| it.behavior_logprobs.iter().copied()).collect();
-            let differences = scores.logprobs.iter().zip(&behavior);
-            mismatch += differences.map(|(now, then)| f64::from((now - then).abs())).sum::<f64>();
-            let entropy: f64 = scores.entropies.iter().map(|it| f64::from(*it)).sum();
-            metrics.add("learner/entropy_nats", entropy / total);
-
-            // The algorithm's loss is differentiated by candle as a function of these.
-            let logprobs = Var::new(scores.logprobs, &Device::Cpu)?;
-            let spread = |value: &dyn Fn(usize) -> f32| -> Result<Tensor, Error> {
-                let flat: Vec<f32> = run
-                    .clone()
-                    .flat_map(|it| std::iter::repeat_n(value(it), sampled[it]))
-                    .collect();
-                Ok(Tensor::new(flat, &Device::Cpu)?)
-            };
-            let reference: Vec<f32> =
-                part.iter().flat_map(|it| it.reference_logprobs.iter().copied()).collect();
-            let reference = match &self.reference {
-                Some(_) => Some(Tensor::new(reference, &Device::Cpu)?),
-                None => None,
-            };
-            let loss = algorithm.loss(&LossInputs {
-                logprobs: &logprobs,
-                behavior_logprobs: &Tensor::new(behavior, &Device::Cpu)?,
-                reference_logprobs: reference.as_ref(),
-                advantages: &spread(&|it| samples[it].advantage)?,
-            })?;
-            for (name, sum) in loss.sums {
-                metrics.add(name, sum / total);
-            }
-            let scalar = (loss.losses * spread(&|it| weights[it])?)?.sum_all()?;
-            metrics.add("learner/loss", f64::from(scalar.to_scalar::<f32>()?));
-            let slopes = match scalar.backward()?.get(&logprobs) {
-                Some(slopes) => slopes.to_vec1::<f32>()?,
-                None => {
-                    let told = format!("the loss of {} has no gradient", algorithm.name());
-                    return Err(Error::Diverged(told));
-                }
-            };
-            self.decoder.backward(&mut self.pass, &slopes, &mut self.gradients)?;
-        }
-        metrics.extend(self.step()?);
-        Ok((metrics, mismatch / total))
-    }
-
-    fn annotate_reference(&self, samples: &mut [Sample], temperature: f64) -> Result<(), Error> {
-        let Some(reference) = &self.reference else { return Ok(()) };
-        let sequences: Vec<Sequence> = samples.iter().map(|it| it.sequence.clone()).collect();
-        let sharing = self.config.sharing();
-        for run in token_budget_runs(&sequences, self.config.micro_batch_tokens, sharing) {
-            let scored = Self::score(reference, &sequences[run.clone()], temperature)?;
-            let mut rest = scored.as_slice();
-            for sample in &mut samples[run] {
-                let (own, later) = rest.split_at(sample.sequence.scored_tokens());
-                sample.reference_logprobs = own.to_vec();
-                rest = later;
-            }
-        }
-        Ok(())
-    }
-
     /// Log-probabilities of the scored tokens of all sequences, in order, in nats.
     ///
     /// # Errors
@@ -453,11 +367,14 @@ impl Learner {
     fn step(&mut self) -> Result<Metrics, Error> {
         let factor = self.config.schedule.factor(self.steps, self.total_steps);
         let rate = self.config.learning_rate * factor;
-        let stepped = self.decoder.step(&mut self.optimizer, &self.gradients, rate);
-        let report = stepped.map_err(|e| match e {
-            PolicyError::Gradient { .. } => Error::Diverged(e.to_string()),
-            other => other.into(),
-        })?;
+        let stepped = match self.critic.as_ref().and_then(Critic::shared_head) {
+            Some(head) => {
+                let trained = self.decoder.trainable().joined(head.parameters())?;
+                self.optimizer.step(&trained, &self.gradients, rate)
+            }
+            None => self.decoder.step(&mut self.optimizer, &self.gradients, rate),
+        };
+        let report = stepped.map_err(diverged)?;
         if !report.update_norm.is_finite() {
             let told = format!("a step of {} on the weights is no number", report.update_norm);
             return Err(Error::Diverged(told));
@@ -470,28 +387,10 @@ impl Learner {
     }
 }
 
-fn usable_samples(algorithm: &dyn Algorithm, groups: &[ScoredGroup], newest: u64) -> Vec<Sample> {
-    let mut samples = Vec::new();
-    for group in groups {
-        let rewards = group.rewards();
-        if rewards.len() < algorithm.requires().smallest_group || group.has_no_variance() {
-            continue;
-        }
-        let credit = algorithm.assign_credit(&rewards);
-        for (member, advantage) in group.members.iter().zip(credit) {
-            let trajectory = &member.trajectory;
-            samples.push(Sample {
-                index: samples.len(),
-                sequence: Sequence::with_stretches(
-                    trajectory.tokens.clone(),
-                    trajectory.turns.iter().map(|it| it.range.clone()),
-                ),
-                behavior_logprobs: trajectory.logprobs(),
-                reference_logprobs: Vec::new(),
-                advantage,
-                staleness: newest.saturating_sub(*trajectory.versions.start()),
-            });
-        }
+/// A gradient that is no number is not the model's failure but the training's.
+fn diverged(error: PolicyError) -> Error {
+    match error {
+        PolicyError::Gradient { .. } => Error::Diverged(error.to_string()),
+        other => other.into(),
     }
-    samples
 }

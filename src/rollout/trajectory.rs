@@ -39,6 +39,18 @@ impl Trajectory {
         self.turns.iter().map(|it| it.range.len()).sum()
     }
 
+    /// Every position from the first sampled id to the last: was it sampled? What lies between two
+    /// turns, tool output for one, was not.
+    pub fn sampled_positions(&self) -> Vec<bool> {
+        let first = self.turns.first().map_or(0, |it| it.range.start);
+        let last = self.turns.last().map_or(0, |it| it.range.end);
+        let mut sampled = vec![false; last - first];
+        for turn in &self.turns {
+            sampled[turn.range.start - first..turn.range.end - first].fill(true);
+        }
+        sampled
+    }
+
     /// Log-probabilities of the sampled ids under the whole distribution softmax(logits / T), in
     /// order: what a learner compares its own with.
     ///

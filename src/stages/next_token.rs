@@ -18,7 +18,7 @@ use crate::corpus::{Corpus, LossOn};
 use crate::documents::{self, Documents, SourceContext};
 use crate::error::Error;
 use crate::learner::memory::Demand;
-use crate::learner::{Learner, OptimizerConfig};
+use crate::learner::{Beside, Learner, OptimizerConfig};
 use crate::model::{ModelSettings, ModelState};
 use crate::renderer::Renderer;
 use crate::run::StageRun;
@@ -203,7 +203,7 @@ impl Stage for NextTokenStage {
         let mut corpus = Corpus::new(documents, renderer, self.loss_on, context, Seed(order.0))?;
         let config = &self.config;
         let optimizer = config.optimizer.clone();
-        let mut learner = Learner::new(decoder, optimizer, config.steps, false, run.seed())?;
+        let mut learner = Learner::new(decoder, optimizer, config.steps, Beside::Nothing, run.seed())?;
         let mut first = 0;
         if let Some(checkpoint) = run.resume()? {
             learner.restore(&checkpoint.path, checkpoint.step)?;

@@ -13,18 +13,20 @@ use std::time::Instant;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tallow_envs::{Environment, Seed, Split};
-use tallow_policies::SamplingParams;
+use tallow_policies::{Decoder, SamplingParams};
 use tallow_verifiers::{Outcome, StopReason, Verifier};
 
 use super::{Stage, StageEntry};
-use crate::algorithms::Algorithm;
+use crate::algorithms::ppo::CriticTrunk;
+use crate::algorithms::{Algorithm, Reference};
 use crate::config::StageContext;
 use crate::config::document::Table;
 use crate::config::problem::{Fault, Problems};
 use crate::error::Error;
 use crate::evaluation::{Evaluation, EvaluationConfig};
 use crate::learner::memory::{Demand, cache_bound};
-use crate::learner::{Learner, OptimizerConfig, Reuse};
+use crate::learner::update::UpdateSettings;
+use crate::learner::{Beside, Learner, OptimizerConfig};
 use crate::model::{ModelSettings, ModelState};
 use crate::renderer::Renderer;
 use crate::rollout::pool::{GroupPlan, PoolLimits, RolloutPool};
@@ -151,8 +153,7 @@ struct RlStage {
     config: RlConfig,
     environment: Arc<dyn Environment>,
     verifier: Arc<dyn Verifier>,
-    /// Builds the algorithm anew for each run: it may hold state.
-    algorithm: Box<dyn Fn() -> Box<dyn Algorithm> + Send + Sync>,
+    algorithm: Algorithm,
     /// The sub-tables as they were given, for the resolved configuration.
     components: [(&'static str, Value); 3],
 }
@@ -182,15 +183,26 @@ fn read(
         problems.at(table, fault.into());
     }
     let algorithm = entry.and_then(|entry| match &algorithm_table {
-        Some(table) => table.take_with(problems, |options| (entry.build)(options)),
-        None => (entry.build)(json!({}))
+        Some(table) => table.take_with(problems, |options| entry.build(options)),
+        None => entry
+            .build(json!({}))
             .map_err(|fault| problems.at(table, fault.within("algorithm").into()))
             .ok(),
     });
     let options = algorithm_table.as_ref().map_or_else(|| json!({}), Table::to_json);
     let config: Option<RlConfig> = table.take(problems);
-    let (config, algorithm) = (config?, algorithm?);
-    let faults = faults(&config, &*algorithm);
+    let (config, mut algorithm) = (config?, algorithm?);
+    let mut faults = faults(&config, &algorithm);
+    if let Some(Reference::Folder(path)) = &mut algorithm.reference {
+        *path = context.folder.join(&*path);
+        if !tallow_policies::holds_model(path) {
+            faults.push(
+                Fault::new("algorithm.teacher", "no model folder there")
+                    .found(path.display().to_string())
+                    .expected("a folder with config.json and model.safetensors"),
+            );
+        }
+    }
     let sound = faults.is_empty();
     for fault in faults {
         problems.at(table, fault);
@@ -199,16 +211,14 @@ fn read(
         return None;
     }
     let entry = entry?;
-    let mut algorithm_settings = (entry.default_options)();
+    let mut algorithm_settings = entry.default_options();
     merge(&mut algorithm_settings, &options);
     algorithm_settings["name"] = json!(name);
     Some(Box::new(RlStage {
         config,
         environment: environment?,
         verifier: verifier?,
-        algorithm: Box::new(move || {
-            (entry.build)(options.clone()).expect("the options were accepted before")
-        }),
+        algorithm,
         components: [
             ("env", env_settings),
             ("verifier", verifier_settings),
@@ -321,7 +331,7 @@ pub fn cannot_judge(
 }
 
 /// What cannot work about the settings themselves.
-fn faults(config: &RlConfig, algorithm: &dyn Algorithm) -> Vec<Fault> {
+fn faults(config: &RlConfig, algorithm: &Algorithm) -> Vec<Fault> {
     let mut faults = Vec::new();
     for (key, value) in [
         ("steps", config.steps as usize),
@@ -336,9 +346,9 @@ fn faults(config: &RlConfig, algorithm: &dyn Algorithm) -> Vec<Fault> {
             faults.push(Fault::new(key, format!("{key} must not be 0")).expected("1 or more"));
         }
     }
-    let least = algorithm.requires().smallest_group;
+    let least = algorithm.smallest_group;
     if config.group_size > 0 && config.group_size < least {
-        let name = algorithm.name();
+        let name = algorithm.name;
         let problem = format!("`{name}` compares the replies to one task with each other");
         faults.push(
             Fault::new("group_size", problem)
@@ -593,9 +603,20 @@ impl Stage for RlStage {
         let most = self.config.replies().saturating_mul(sequence);
         let optimizer = &self.config.optimizer;
         // With adapters the frozen weights are the reference.
-        let keeps_reference = optimizer.lora.is_none() && (self.algorithm)().requires().reference;
-        let copies =
-            usize::from(keeps_reference) + usize::from(self.config.rollout.max_staleness > 0);
+        let algorithm = &self.algorithm;
+        let keeps_reference = match algorithm.reference {
+            Some(Reference::Start) => optimizer.lora.is_none() || algorithm.refresh_every > 0,
+            Some(Reference::Folder(_)) => true,
+            None => false,
+        };
+        // A critic on a trunk of its own has weights, gradients and two moments.
+        let critic = match algorithm.critic.map(|it| it.trunk) {
+            Some(CriticTrunk::Own) => 4,
+            _ => 0,
+        };
+        let copies = critic
+            + usize::from(keeps_reference)
+            + usize::from(self.config.rollout.max_staleness > 0);
         Some(Demand {
             trains: true,
             copies,
@@ -611,20 +632,28 @@ impl Stage for RlStage {
 
     fn run(&self, mut start: ModelState, run: &mut StageRun<'_>) -> Result<ModelState, Error> {
         let config = &self.config;
-        let algorithm = (self.algorithm)();
+        let algorithm = &self.algorithm;
         let tokenizer = start.tokenizer()?;
         let decoder = start.decoder(run.model(), run.run_seed(), run.device())?;
         let options = run.model().chat_template_kwargs.clone();
         let renderer = Arc::new(Renderer::with_options(Arc::clone(&tokenizer), options)?);
         let updates = config.steps * (config.epochs * config.minibatches) as u64;
-        let with_reference = algorithm.requires().reference;
+        let beside = match &algorithm.reference {
+            None => Beside::Nothing,
+            Some(Reference::Start) => Beside::Start,
+            Some(Reference::Folder(path)) => Beside::Model(Box::new(teacher(path, &decoder)?)),
+        };
         let optimizer = config.optimizer.clone();
-        let mut learner = Learner::new(decoder, optimizer, updates, with_reference, run.seed())?;
+        let mut learner = Learner::new(decoder, optimizer, updates, beside, run.seed())?;
+        if let Some(critic) = algorithm.critic {
+            learner.add_critic(critic, run.seed())?;
+        }
         let mut first = 0;
         let mut evaluated = false;
         if let Some(checkpoint) = run.resume()? {
             let state: RlState = checkpoint.state()?;
             learner.restore(&checkpoint.path, state.optimizer_steps)?;
+            learner.set_kl_weight(state.kl_weight);
             first = checkpoint.step;
             evaluated = state.evaluated;
         }
@@ -688,11 +717,23 @@ impl Stage for RlStage {
             let rollout_s = clock.elapsed().as_secs_f64();
             self.refuse_if_broken(step, &groups)?;
             let mut metrics = self.rollout_metrics(&groups);
-            let reuse = Reuse { epochs: config.epochs, minibatches: config.minibatches };
-            let sampling = (config.sampling.temperature, config.sampling.max_tokens);
-            let shuffle = seed.derive(&[MINIBATCH_STREAM, step]);
-            metrics.extend(learner.update(&*algorithm, &groups, reuse, sampling, step, shuffle)?);
+            let updated = learner.update(
+                algorithm,
+                &groups,
+                &UpdateSettings {
+                    epochs: config.epochs,
+                    minibatches: config.minibatches,
+                    temperature: config.sampling.temperature,
+                    max_tokens: config.sampling.max_tokens,
+                    newest: step,
+                    seed: seed.derive(&[MINIBATCH_STREAM, step]),
+                },
+            )?;
+            metrics.extend(updated.metrics);
             let done = step + 1;
+            if algorithm.refresh_every > 0 && done.is_multiple_of(algorithm.refresh_every) {
+                learner.refresh_reference()?;
+            }
             pool.publish(share(&learner)?, done)?;
             let sampled: usize = groups
                 .iter()
@@ -706,9 +747,7 @@ impl Stage for RlStage {
             let every = config.samples_every;
             let keep = done == 1 || done == config.steps || (every > 0 && done % every == 0);
             if keep {
-                let credit: Vec<Vec<f32>> =
-                    groups.iter().map(|it| algorithm.assign_credit(&it.rewards())).collect();
-                run.samples(done, &groups, Some(&credit), &renderer)?;
+                run.samples(done, &groups, Some(&updated.credit), &renderer)?;
             }
             bar.advance(1);
             bar.message(&format!(
@@ -740,11 +779,36 @@ struct RlState {
     optimizer_steps: u64,
     /// False if the evaluation that follows this step was interrupted: it is made up for.
     evaluated: bool,
+    /// Weight of a KL penalty that a controller has moved.
+    #[serde(default)]
+    kl_weight: Option<f64>,
 }
 
 fn save(learner: &Learner, evaluated: bool, folder: &Path) -> Result<(), Error> {
     learner.save(folder)?;
-    crate::run::save_state(folder, &RlState { optimizer_steps: learner.steps(), evaluated })
+    let state = RlState {
+        optimizer_steps: learner.steps(),
+        evaluated,
+        kl_weight: learner.kl_weight(),
+    };
+    crate::run::save_state(folder, &state)
+}
+
+/// A teacher's model, beside the policy that learns from it.
+fn teacher(path: &Path, policy: &Decoder) -> Result<Decoder, Error> {
+    let teacher = Decoder::from_folder(path)?;
+    let (taught, known) = (policy.config().vocab_size, teacher.config().vocab_size);
+    if taught != known {
+        return Err(Error::Data(format!(
+            "the teacher in {} has a vocabulary of {known}, the policy one of {taught}: their \
+             log-probabilities cannot be compared",
+            path.display()
+        )));
+    }
+    match policy.device() {
+        Some(device) => Ok(teacher.on(device)?),
+        None => Ok(teacher),
+    }
 }
 
 /// Lays `over` on `under`, table by table.
