@@ -6,9 +6,11 @@
 
 #![expect(clippy::unwrap_used, reason = "what a test or bench prepares must succeed")]
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use candle_core::{Device, Tensor};
 use serde_json::{Value, json};
 use tallow_policies::contract::{check_scalar_model, tiny_decoder};
 use tallow_policies::{
@@ -103,9 +105,9 @@ fn training_lowers_the_loss_and_snapshots_stay() {
     for _ in 0..30 {
         gradients.reset();
         let values = model.values(&mut pass, &sequences, &rows).unwrap();
-        let errors: Vec<f32> = values.iter().zip(targets).map(|(a, b)| a - b).collect();
-        losses.push(errors.iter().map(|it| it * it).sum::<f32>());
-        model.backward(&mut pass, &errors.map_by(2.0), &mut gradients).unwrap();
+        let slopes: Vec<f32> = values.iter().zip(targets).map(|(a, b)| 2.0 * (a - b)).collect();
+        losses.push(slopes.iter().map(|it| it * it / 4.0).sum::<f32>());
+        model.backward(&mut pass, &slopes, &mut gradients).unwrap();
         let report = model.step(&mut optimizer, &gradients, 1e-2).unwrap();
         assert!((report.grad_norm - gradients.norm().unwrap()).abs() < 1e-12);
     }
@@ -115,16 +117,6 @@ fn training_lowers_the_loss_and_snapshots_stay() {
     assert_ne!(values(&snapshot, &tokens), values(&model, &tokens));
     snapshot.copy_from(&model).unwrap();
     assert_eq!(values(&snapshot, &tokens), values(&model, &tokens));
-}
-
-trait MapBy {
-    fn map_by(&self, factor: f32) -> Vec<f32>;
-}
-
-impl MapBy for Vec<f32> {
-    fn map_by(&self, factor: f32) -> Vec<f32> {
-        self.iter().map(|it| it * factor).collect()
-    }
 }
 
 /// A head on the policy's own trunk gives each parameter the sum of what both losses give alone.
@@ -257,6 +249,37 @@ fn folders_of_the_other_kind_are_refused() {
     std::fs::write(&path, config.to_string()).unwrap();
     let error = ScalarModel::from_folder(folder.path()).unwrap_err();
     assert!(error.to_string().contains("2 labels, expected one"), "{error}");
+}
+
+/// Heads of two labels, which transformers does not name, and with a bias.
+#[test]
+fn other_heads_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = tiny("qwen2", 0);
+    let told = |change: fn(&mut HashMap<String, Tensor>)| {
+        model.save_folder(folder.path()).unwrap();
+        let path = folder.path().join("config.json");
+        let mut config: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+        config.as_object_mut().unwrap().remove("id2label");
+        std::fs::write(&path, config.to_string()).unwrap();
+        let path = folder.path().join("model.safetensors");
+        let mut tensors = candle_core::safetensors::load(&path, &Device::Cpu).unwrap();
+        change(&mut tensors);
+        candle_core::safetensors::save(&tensors, &path).unwrap();
+        ScalarModel::from_folder(folder.path()).map(|_| ()).map_err(|error| error.to_string())
+    };
+    assert_eq!(told(|_| {}), Ok(()));
+    let two = told(|tensors| {
+        let weight = &tensors["score.weight"];
+        let weight = Tensor::cat(&[weight, weight], 0).unwrap();
+        tensors.insert("score.weight".to_owned(), weight);
+    });
+    assert!(two.as_ref().unwrap_err().contains("2 values a token, expected one"), "{two:?}");
+    let bias = told(|tensors| {
+        let bias = Tensor::from_slice(&[0.5_f32], 1, &Device::Cpu).unwrap();
+        tensors.insert("score.bias".to_owned(), bias);
+    });
+    assert!(bias.as_ref().unwrap_err().contains("score.bias"), "{bias:?}");
 }
 
 #[test]
