@@ -21,7 +21,7 @@ use crate::error::PolicyError;
 use crate::gguf::{self, GgufFile};
 use crate::model_config::{DecoderShape, ModelConfig};
 use crate::models;
-use crate::parameters::{self, ParameterSpec, Parameters};
+use crate::parameters::{self, ParameterSpec, Parameters, Role};
 
 const CONFIG: &str = "config.json";
 const WEIGHTS: &str = "model.safetensors";
@@ -48,15 +48,16 @@ pub(crate) fn read_model(path: &Path) -> Result<(ModelConfig, Parameters), Polic
             format!("a {class} gives values and has no language head: read it as a scalar model"),
         ));
     }
-    let parameters = read_parameters(path, parameters::specs(&config.shape()?))?;
+    let parameters = read_parameters(path, parameters::specs(&config.shape()?), &[])?;
     Ok((config, parameters))
 }
 
 /// Reads the configuration and the parameters of a folder whose model has a head of one value in
-/// place of a language head: its trunk's, and `head`.
+/// place of a language head: its trunk's, and `head`. Refuses a folder with a `forbidden` tensor.
 pub(crate) fn read_scalar_model(
     folder: &Path,
     head: impl FnOnce(&DecoderShape) -> ParameterSpec,
+    forbidden: &[&str],
 ) -> Result<(ModelConfig, Parameters), PolicyError> {
     if gguf::file_at(folder)?.is_some() {
         let told = "a GGUF file holds a language model, expected a folder with a head of one value";
@@ -75,7 +76,7 @@ pub(crate) fn read_scalar_model(
     let shape = config.shape()?;
     let mut specs = parameters::specs(&shape);
     specs.push(head(&shape));
-    let parameters = read_parameters(folder, specs)?;
+    let parameters = read_parameters(folder, specs, forbidden)?;
     Ok((config, parameters))
 }
 
@@ -102,10 +103,12 @@ pub(crate) fn read_config(path: &Path) -> Result<ModelConfig, PolicyError> {
         .map_err(|error| PolicyError::checkpoint(&path, error.to_string()))
 }
 
-/// Reads every one of some parameters.
+/// Reads every one of some parameters. A tensor that would change what they mean is `forbidden`;
+/// others beside them are left out.
 fn read_parameters(
     folder: &Path,
     specs: Vec<ParameterSpec>,
+    forbidden: &[&str],
 ) -> Result<Parameters, PolicyError> {
     let mut missing: BTreeMap<String, ParameterSpec> =
         specs.into_iter().map(|spec| (spec.name.clone(), spec)).collect();
@@ -126,6 +129,9 @@ fn read_parameters(
                 let values = checked_values(path, &spec, &view)?;
                 let tensor = Tensor::from_vec(values, spec.dims, &Device::Cpu)?;
                 parameters.insert(spec.name, Var::from_tensor(&tensor)?);
+            } else if forbidden.contains(&name) {
+                let told = format!("tensor {name} is not computed here");
+                return Err(PolicyError::checkpoint(path, told));
             }
         }
     }
@@ -246,6 +252,12 @@ fn checked_values(
     view: &TensorView<'_>,
 ) -> Result<Vec<f32>, PolicyError> {
     let name = &spec.name;
+    if let (Role::Values, [labels, _]) = (spec.role, view.shape())
+        && *labels != 1
+    {
+        let told = format!("tensor {name} gives {labels} values a token, expected one");
+        return Err(PolicyError::checkpoint(path, told));
+    }
     check_dims(path, name, view.shape(), &spec.dims)?;
     let values = widened(view).ok_or_else(|| {
         PolicyError::checkpoint(

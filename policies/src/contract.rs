@@ -1,4 +1,4 @@
-//! What every decoder must keep, as checks that tests run over [`crate::models::BUILTIN`]
+//! What every decoder and scalar model must keep, as checks that tests run over [`crate::models::BUILTIN`]
 //! and that a new family must pass.
 
 use std::path::Path;
@@ -9,8 +9,11 @@ use rand::RngExt;
 use crate::error::PolicyError;
 use crate::model_config::{ModelConfig, Sizes};
 use crate::optimizer::GradientSet;
-use crate::parameters::{InitOptions, named_stream};
-use crate::{CacheSpan, Decoder, Inference, Keep, KvCache, PackedSequences, Pass, TokenId};
+use crate::parameters::{InitOptions, Parameters, named_stream};
+use crate::{
+    CacheSpan, Decoder, Inference, Keep, KvCache, PackedSequences, Pass, ScalarModel,
+    ScoreGradients, TokenId,
+};
 
 /// Sums taken in another order may differ by rounding, relative to their length.
 const AGREEMENT: f64 = 1e-5;
@@ -58,6 +61,51 @@ pub fn check_decoder(decoder: &Decoder, seed: u64, folder: &Path) -> Result<(), 
     the_cache_agrees(decoder, &sequences)?;
     every_gradient_is_the_slope(decoder, &sequences)?;
     saving_and_loading_is_the_identity(decoder, folder)
+}
+
+/// Checks every clause of [`ScalarModel`]'s contract on ragged random sequences. Perturbs the model's
+/// weights while it runs and puts them back; the head must not be zero. `folder` is an empty folder to
+/// save to.
+///
+/// # Errors
+/// Of the first clause that is broken, with its numbers.
+pub fn check_scalar_model(
+    model: &ScalarModel,
+    seed: u64,
+    folder: &Path,
+) -> Result<(), PolicyError> {
+    let sequences = random_sequences(model.decoder(), seed);
+    let values = |model: &ScalarModel, sequences: &[Vec<TokenId>]| {
+        let sequences = packed(sequences);
+        let rows: Vec<u32> = (0..sequences.rows() as u32).collect();
+        model.values(&mut Pass::new(Keep::Nothing), &sequences, &rows)
+    };
+    let together = values(model, &sequences)?;
+    let alone: Vec<Vec<f32>> = sequences
+        .iter()
+        .map(|sequence| values(model, std::slice::from_ref(sequence)))
+        .collect::<Result<_, _>>()?;
+    same_bits(&together, &alone.concat(), "values of packed sequences and of the same alone")?;
+
+    let (whole, count) = (packed(&sequences), together.len());
+    let rows: Vec<u32> = (0..count as u32).collect();
+    let slopes = waves(count, 0.7, 1.0 / count as f64);
+    for keep in [Keep::Activations, Keep::Inputs] {
+        let (mut pass, mut gradients) = (Pass::new(keep), GradientSet::new());
+        model.values(&mut pass, &whole, &rows)?;
+        model.backward(&mut pass, &slopes, &mut gradients)?;
+        gradients_are_slopes(model.parameters(), &gradients, || {
+            Ok(weighted(&model.values(&mut pass, &whole, &rows)?, &slopes))
+        })?;
+    }
+
+    model.save_folder(folder)?;
+    let loaded = ScalarModel::from_folder(folder)?;
+    if loaded.config() != model.config() {
+        return Err(PolicyError::contract("the config changed on its way through a file"));
+    }
+    same_parameters(loaded.parameters(), model.parameters())?;
+    same_bits(&values(&loaded, &sequences)?, &together, "a model and its file")
 }
 
 /// Logits of every token of one sequence, `(tokens, vocab)`: for holding a decoder against others.
@@ -195,8 +243,8 @@ fn the_cache_agrees(decoder: &Decoder, sequences: &[Vec<TokenId>]) -> Result<(),
     same_bits(&continued, &whole[from][shared * width..], "a shared prefix and a forward pass")
 }
 
-/// Every trained parameter, and no other, has a gradient, not zero, whose length is the slope along
-/// it.
+/// Every trained parameter, and no other, has a gradient that is the slope: by log-probabilities, by
+/// these with entropies and hidden states, and by logits.
 fn every_gradient_is_the_slope(
     decoder: &Decoder,
     sequences: &[Vec<TokenId>],
@@ -207,21 +255,71 @@ fn every_gradient_is_the_slope(
         tokens.iter().enumerate().map(|(row, token)| (token * 7 + row as u32) % vocab).collect();
     let (sequences, rows) = (packed(sequences), (0..tokens.len() as u32).collect::<Vec<_>>());
     let share = 1.0 / targets.len() as f64;
-    let mut pass = Pass::default();
-    let loss = |pass: &mut Pass| -> Result<f64, PolicyError> {
-        decoder.forward(pass, &sequences)?;
-        let scores = decoder.score(pass, &rows, &targets, 0.8)?;
-        Ok(-share * scores.logprobs.iter().map(|it| f64::from(*it)).sum::<f64>())
-    };
-    loss(&mut pass)?;
     let mut gradients = GradientSet::new();
-    decoder.backward(&mut pass, &vec![-share as f32; targets.len()], &mut gradients)?;
-    if let Some((frozen, _)) =
-        gradients.iter().find(|(name, _)| decoder.trainable().get(name).is_none())
-    {
+    let mut pass = Pass::default();
+
+    let mut logprobs = |gradients: Option<&mut GradientSet>| -> Result<f64, PolicyError> {
+        decoder.forward(&mut pass, &sequences)?;
+        let scores = decoder.score(&mut pass, &rows, &targets, 0.8)?;
+        let slopes = vec![-share as f32; targets.len()];
+        if let Some(gradients) = gradients {
+            decoder.backward(&mut pass, &slopes, gradients)?;
+        }
+        Ok(weighted(&scores.logprobs, &slopes))
+    };
+    logprobs(Some(&mut gradients))?;
+    gradients_are_slopes(decoder.trainable(), &gradients, || logprobs(None))?;
+
+    // Uneven weights: equal ones would hide that a row has another's. Hidden states are long, so theirs
+    // are small.
+    let width = decoder.config().hidden_size;
+    let by_logprob = waves(rows.len(), 0.7, share);
+    let by_entropy = waves(rows.len(), 1.1, 2.0 * share);
+    let by_hidden = waves(rows.len() * width, 1.9, 0.3 * share);
+    let by_logit = waves(rows.len() * vocab as usize, 1.3, 0.3 * share);
+    let by = ScoreGradients {
+        logprobs: &by_logprob,
+        entropies: Some(&by_entropy),
+        hidden: Some(&by_hidden),
+    };
+    let mut scores = |gradients: Option<&mut GradientSet>| -> Result<f64, PolicyError> {
+        decoder.forward(&mut pass, &sequences)?;
+        let scores = decoder.score(&mut pass, &rows, &targets, 0.8)?;
+        let states = weighted(decoder.hidden(&mut pass, &rows)?, &by_hidden);
+        if let Some(gradients) = gradients {
+            decoder.backward_scores(&mut pass, &by, gradients)?;
+        }
+        let logprobs = weighted(&scores.logprobs, &by_logprob);
+        Ok(logprobs + weighted(&scores.entropies, &by_entropy) + states)
+    };
+    gradients.reset();
+    scores(Some(&mut gradients))?;
+    gradients_are_slopes(decoder.trainable(), &gradients, || scores(None))?;
+
+    let mut logits = |gradients: Option<&mut GradientSet>| -> Result<f64, PolicyError> {
+        decoder.forward(&mut pass, &sequences)?;
+        let logits = decoder.logits(&mut pass, &rows, 0.8)?;
+        if let Some(gradients) = gradients {
+            decoder.backward_logits(&mut pass, &by_logit, gradients)?;
+        }
+        Ok(weighted(&logits, &by_logit))
+    };
+    gradients.reset();
+    logits(Some(&mut gradients))?;
+    gradients_are_slopes(decoder.trainable(), &gradients, || logits(None))
+}
+
+/// Every parameter, and nothing else, has a gradient, not zero, whose length is the slope of the loss
+/// along it.
+fn gradients_are_slopes(
+    parameters: &Parameters,
+    gradients: &GradientSet,
+    mut loss: impl FnMut() -> Result<f64, PolicyError>,
+) -> Result<(), PolicyError> {
+    if let Some((frozen, _)) = gradients.iter().find(|(name, _)| parameters.get(name).is_none()) {
         return Err(PolicyError::contract(format!("{frozen} is frozen and has a gradient")));
     }
-    for (name, variable) in decoder.trainable().iter() {
+    for (name, variable) in parameters.iter() {
         let gradient = gradients
             .get(name)
             .ok_or_else(|| PolicyError::contract(format!("{name} has no gradient")))?;
@@ -235,7 +333,7 @@ fn every_gradient_is_the_slope(
         let direction = Tensor::from_slice(gradient, variable.shape(), &Device::Cpu)?;
         let mut loss_at = |step: f64| -> Result<f64, PolicyError> {
             variable.set(&(&before + (&direction * (step / slope))?)?)?;
-            loss(&mut pass)
+            loss()
         };
         let step = (LOSS_CHANGE / slope).clamp(*STEPS.start(), *STEPS.end());
         let mut central = |step: f64| -> Result<f64, PolicyError> {
@@ -254,24 +352,36 @@ fn every_gradient_is_the_slope(
     Ok(())
 }
 
+/// Σ value · weight.
+fn weighted(values: &[f32], weights: &[f32]) -> f64 {
+    values.iter().zip(weights).map(|(value, weight)| f64::from(*value) * f64::from(*weight)).sum()
+}
+
+/// Some weights of both signs.
+fn waves(count: usize, pace: f64, height: f64) -> Vec<f32> {
+    (0..count).map(|at| (height * (at as f64 * pace + 0.4).sin()) as f32).collect()
+}
+
 fn saving_and_loading_is_the_identity(decoder: &Decoder, folder: &Path) -> Result<(), PolicyError> {
     decoder.save_folder(folder)?;
     let loaded = Decoder::from_folder(folder)?;
     if loaded.config() != decoder.config() {
         return Err(PolicyError::contract("the config changed on its way through a file"));
     }
-    let names = |decoder: &Decoder| -> Vec<String> {
-        decoder.parameters().iter().map(|(name, _)| name.to_owned()).collect()
-    };
-    if names(&loaded) != names(decoder) {
-        return Err(PolicyError::contract("parameters were lost on their way through a file"));
-    }
     let tokens: Vec<TokenId> = (0..decoder.config().vocab_size as TokenId).collect();
     let whole = PackedSequences::of_lengths(&tokens, &[tokens.len()]);
     same_bits(&hidden(decoder, &whole)?, &hidden(&loaded, &whole)?, "a model and its file")?;
-    let decoder = decoder.merged()?;
-    for ((name, saved), (_, loaded)) in decoder.parameters().iter().zip(loaded.parameters().iter())
-    {
+    same_parameters(loaded.parameters(), decoder.merged()?.parameters())
+}
+
+fn same_parameters(found: &Parameters, expected: &Parameters) -> Result<(), PolicyError> {
+    let names = |parameters: &Parameters| -> Vec<String> {
+        parameters.iter().map(|(name, _)| name.to_owned()).collect()
+    };
+    if names(found) != names(expected) {
+        return Err(PolicyError::contract("parameters were lost on their way through a file"));
+    }
+    for ((name, saved), (_, loaded)) in expected.iter().zip(found.iter()) {
         if floats(saved)? != floats(loaded)? {
             return Err(PolicyError::contract(format!("{name} changed on its way through a file")));
         }

@@ -43,7 +43,8 @@ use crate::pass::{Keep, Pass, sized};
 /// - A packed batch gives each sequence what it would get alone, and [`Inference`](crate::Inference)
 ///   gives every row what a forward pass gives it: bit for bit.
 /// - A prompt that replies share changes no value, and gradients only by rounding.
-/// - Every parameter receives a gradient, and it matches finite differences.
+/// - Every parameter receives a gradient, and it matches finite differences: by log-probabilities,
+///   entropies, hidden states and logits.
 /// - Saving and loading is the identity.
 /// - With adapters ([`crate::lora`]), only they receive gradients.
 #[derive(Clone, Debug)]

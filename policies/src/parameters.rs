@@ -100,6 +100,8 @@ pub(crate) enum Role {
     Norm,
     QueryKeyBias,
     Bias,
+    /// The head of a scalar model, which is drawn where it is made.
+    Values,
 }
 
 /// Name, shape and role of one parameter.
@@ -165,7 +167,7 @@ pub(crate) fn draw(
     for ParameterSpec { name, dims, role } in specs(shape) {
         let count = dims.iter().product();
         let std = match role {
-            Role::Matrix => matrix_std,
+            Role::Matrix | Role::Values => matrix_std,
             Role::ResidualMatrix => init.residual_std.unwrap_or(matrix_std),
             Role::QueryKeyBias => init.query_key_bias_std.unwrap_or(0.0),
             Role::Norm | Role::Bias => 0.0,

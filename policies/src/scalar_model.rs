@@ -35,6 +35,9 @@ use crate::pass::Pass;
 /// The head's only parameter, as transformers names it.
 const SCORE: &str = "score.weight";
 
+/// What no head here has.
+const BIAS: &str = "score.bias";
+
 /// How the weight of a fresh [`ScalarHead`] is drawn.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -252,11 +255,7 @@ impl ScalarModel {
     ///
     /// # Errors
     /// If the deviation is not a number of at least 0, or a device fails.
-    pub fn from_decoder(
-        decoder: &Decoder,
-        init: HeadInit,
-        seed: u64,
-    ) -> Result<Self, PolicyError> {
+    pub fn from_decoder(decoder: &Decoder, init: HeadInit, seed: u64) -> Result<Self, PolicyError> {
         decoder.read_back()?;
         let mut config = decoder.config().clone();
         config.architectures = vec![models::family_of(&config)?.classifier()];
@@ -283,9 +282,9 @@ impl ScalarModel {
         let score = |shape: &DecoderShape| ParameterSpec {
             name: SCORE.to_owned(),
             dims: vec![1, shape.hidden],
-            role: Role::Matrix,
+            role: Role::Values,
         };
-        let (mut config, mut parameters) = checkpoint::read_scalar_model(folder, score)?;
+        let (mut config, mut parameters) = checkpoint::read_scalar_model(folder, score, &[BIAS])?;
         config.architectures = vec![models::family_of(&config)?.classifier()];
         let label = || Value::Object(Map::from_iter([("0".to_owned(), json!("LABEL_0"))]));
         config.other.entry("id2label").or_insert_with(label);

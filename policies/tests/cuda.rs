@@ -74,3 +74,9 @@ fn checkpoints_move_between_cpu_and_device() {
     let Some(device) = card(Precision::F32) else { return };
     agreement::checkpoints(&device);
 }
+
+#[test]
+fn scalar_models_give_values_on_a_device() {
+    let Some(device) = card(Precision::F32) else { return };
+    agreement::scalar_models(&device, 1e-5);
+}

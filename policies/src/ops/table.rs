@@ -119,7 +119,13 @@ pub const ALL: &[Operation] = &[
             let slopes = Slopes { logprobs: g, entropies: None };
             let dhidden_to = &mut dhidden;
             token_logprobs::backward(
-                hidden, width, head, slopes, &mut scored, dhidden_to, dhead_to,
+                hidden,
+                width,
+                head,
+                slopes,
+                &mut scored,
+                dhidden_to,
+                dhead_to,
             );
             Results { value, gradients: vec![dhidden, dhead] }
         },
@@ -143,7 +149,13 @@ pub const ALL: &[Operation] = &[
             let (mut dhidden, mut dhead) = (vec![0.0; hidden.len()], vec![0.0; head.len()]);
             let (dhidden_to, dhead_to) = (&mut dhidden, Some((&mut dhead[..], Output::Replace)));
             token_logprobs::backward(
-                hidden, width, head, slopes, &mut scored, dhidden_to, dhead_to,
+                hidden,
+                width,
+                head,
+                slopes,
+                &mut scored,
+                dhidden_to,
+                dhead_to,
             );
             Results { value, gradients: vec![dhidden, dhead] }
         },
@@ -160,14 +172,11 @@ pub const ALL: &[Operation] = &[
         fused: |inputs, g, batch| {
             let (hidden, head, width) = (&inputs[0], &inputs[1], batch.width);
             let mut scored = Scored::default();
-            let value =
-                token_logprobs::logits(hidden, width, head, TRIED_TEMPERATURE, &mut scored);
+            let value = token_logprobs::logits(hidden, width, head, TRIED_TEMPERATURE, &mut scored);
             let scale = scored.inverse_temperature().unwrap_or(f32::NAN);
             let (mut dhidden, mut dhead) = (vec![0.0; hidden.len()], vec![0.0; head.len()]);
             let dhead_to = Some((&mut dhead[..], Output::Replace));
-            token_logprobs::logits_backward(
-                hidden, width, head, g, scale, &mut dhidden, dhead_to,
-            );
+            token_logprobs::logits_backward(hidden, width, head, g, scale, &mut dhidden, dhead_to);
             Results { value, gradients: vec![dhidden, dhead] }
         },
         composed: |inputs, _| inputs[0].matmul(&inputs[1].t()?)? / TRIED_TEMPERATURE,

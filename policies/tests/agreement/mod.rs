@@ -6,9 +6,9 @@ use candle_core::DType;
 use tallow_policies::contract::tiny_decoder;
 use tallow_policies::gpu::{Device, Precision};
 use tallow_policies::{
-    AdamW, AdamWConfig, CacheSpan, Completion, Decoder, Engine, GradientSet, Inference, Keep,
-    KvCache, ModelConfig, PackedSequences, Pass, Request, SamplingParams, Sizes, TokenId,
-    Tokenizer, models,
+    AdamW, AdamWConfig, CacheSpan, Completion, Decoder, Engine, GradientSet, HeadInit, Inference,
+    Keep, KvCache, ModelConfig, PackedSequences, Pass, PolicyError, Request, SamplingParams,
+    ScalarModel, ScoreGradients, Sizes, TokenId, Tokenizer, models,
 };
 
 /// Packs with a shared prompt longer than a tile of attention, a short one, and a plain sequence.
@@ -239,6 +239,49 @@ pub fn checkpoints(device: &Device) {
 
     let told = start.on(device).unwrap().with_adapters(&Default::default(), 0).unwrap_err();
     assert!(told.to_string().contains("CPU only"), "{told}");
+}
+
+/// A scalar model gives its values on a device and is trained on the CPU only; what a device does not
+/// compute of a decoder is refused, and what it does is not disturbed by asking for hidden states.
+pub fn scalar_models(device: &Device, tolerance: f64) {
+    let decoder = tiny_decoder("qwen3", 3).unwrap();
+    let on_device = decoder.snapshot().unwrap().on(device).unwrap();
+    let model = ScalarModel::from_decoder(&on_device, HeadInit::Scaled, 3).unwrap();
+    assert!(model.decoder().device().is_none());
+    let moved = model.on(device).unwrap();
+    let sequences = sequences(decoder.config().vocab_size);
+    let (mut pass, mut gradients) = (Pass::default(), GradientSet::new());
+    let rows = [0, 36, 40, sequences.rows() as u32 - 1];
+    let expected = model.values(&mut Pass::default(), &sequences, &rows).unwrap();
+    let found = moved.values(&mut pass, &sequences, &rows).unwrap();
+    near(&found, &expected, tolerance, "values");
+    let cpu_only = |result: Result<(), PolicyError>| {
+        let told = result.unwrap_err().to_string();
+        assert!(told.contains("CPU only"), "{told}");
+    };
+    cpu_only(moved.backward(&mut pass, &[1.0; 4], &mut gradients));
+    let mut optimizer = AdamW::new(AdamWConfig::default());
+    cpu_only(moved.step(&mut optimizer, &gradients, 1e-2).map(|_| ()));
+
+    let run = |asks: bool| {
+        let (mut pass, mut gradients) = (Pass::default(), GradientSet::new());
+        on_device.forward(&mut pass, &sequences).unwrap();
+        on_device.score(&mut pass, &rows, &[1, 2, 3, 4], 0.8).unwrap();
+        if asks {
+            on_device.hidden(&mut pass, &rows).unwrap();
+            let logprobs = &[1.0; 4];
+            let entropies = ScoreGradients { logprobs, entropies: Some(&[1.0; 4]), hidden: None };
+            cpu_only(on_device.backward_scores(&mut pass, &entropies, &mut gradients));
+            let states = vec![0.0; 4 * decoder.config().hidden_size];
+            let states = ScoreGradients { logprobs, entropies: None, hidden: Some(&states) };
+            cpu_only(on_device.backward_scores(&mut pass, &states, &mut gradients));
+            cpu_only(on_device.logits(&mut pass, &rows, 1.0).map(|_| ()));
+            cpu_only(on_device.backward_logits(&mut pass, &[], &mut gradients));
+        }
+        on_device.backward(&mut pass, &[0.3, -0.2, 0.1, 0.4], &mut gradients).unwrap();
+        gradients.read_back().unwrap()
+    };
+    assert_eq!(run(true), run(false));
 }
 
 /// Root mean square of the differences, relative to that of the expected values.
