@@ -21,6 +21,9 @@
 //!    {"unscorable": "the compiler did not start"}]}
 //! ```
 //!
+//! The first request of all is about no items (id 0, no reference) and is answered with no results: whoever
+//! judges gets ready there, and what cannot work is told before anything is judged.
+//!
 //! A number alone is a graded reward. `outcome` is `correct`, `incorrect`, `malformed` or `graded`
 //! (the default). Numbers are finite. An item that is unscorable, or whose result is not one of these, is
 //! dropped and counted by itself; the others are kept.

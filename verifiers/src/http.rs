@@ -23,7 +23,7 @@ use crate::{
     exchange,
     registry::{ContractCase, VerifierConfig, Verifiers},
     transcript::Transcript,
-    verifier::{Reference, ReferenceKind, Verdict, Verifier},
+    verifier::{Preparation, Reference, ReferenceKind, Verdict, Verifier},
 };
 
 /// Options of the `http` verifier.
@@ -92,6 +92,23 @@ struct Http {
 }
 
 impl Http {
+    fn ask(
+        &self,
+        id: u64,
+        transcripts: &[Transcript],
+        reference: &Reference,
+    ) -> Result<Vec<exchange::Result>, VerifyError> {
+        let request = exchange::request(id, transcripts, reference);
+        self.endpoint
+            .ask(
+                |_| Cow::Borrowed(request.as_slice()),
+                |answer| {
+                    exchange::response(answer, id, transcripts.len()).map_err(Failure::lasting)
+                },
+            )
+            .map_err(|problem| self.broken(problem))
+    }
+
     fn broken(&self, problem: String) -> VerifyError {
         VerifyError::Broken { verifier: HttpConfig::NAME.to_owned(), problem }
     }
@@ -104,6 +121,11 @@ impl Verifier for Http {
 
     fn reference_kinds(&self) -> &'static [ReferenceKind] {
         ReferenceKind::ALL
+    }
+
+    /// Asks about no items: is a scorer there?
+    fn prepare(&self, _: &Preparation<'_>) -> Result<(), VerifyError> {
+        self.ask(0, &[], &Reference::None).map(|_| ())
     }
 
     fn verify(
@@ -123,12 +145,7 @@ impl Verifier for Http {
             return Vec::new();
         }
         let id = self.asked.fetch_add(1, Ordering::Relaxed) + 1;
-        let request = exchange::request(id, transcripts, reference);
-        let answered = self.endpoint.ask(
-            |_| Cow::Borrowed(request.as_slice()),
-            |answer| exchange::response(answer, id, transcripts.len()).map_err(Failure::lasting),
-        );
-        match answered {
+        match self.ask(id, transcripts, reference) {
             Ok(results) => results
                 .into_iter()
                 .map(|result| {
@@ -137,7 +154,7 @@ impl Verifier for Http {
                     })
                 })
                 .collect(),
-            Err(problem) => transcripts.iter().map(|_| Err(self.broken(problem.clone()))).collect(),
+            Err(error) => transcripts.iter().map(|_| Err(error.clone())).collect(),
         }
     }
 }

@@ -86,7 +86,8 @@ pub struct JudgeConfig {
     pub system: Option<String>,
     /// Of the judge's draws.
     pub temperature: f64,
-    /// Tokens that its answer may have; one that has as many counts as cut off.
+    /// Tokens that its answer may have; one that is cut off there is asked for again. With 0 the request
+    /// says nothing of it.
     pub max_tokens: u32,
     /// Seed of its draws, for servers that take one.
     pub seed: Option<u64>,
@@ -216,11 +217,6 @@ impl JudgeConfig {
                 .found(self.temperature)
                 .expected("0 or above"));
         }
-        if self.max_tokens == 0 {
-            return Err(ConfigFault::new("max_tokens", "no answer is that short")
-                .found(0)
-                .expected("1 or more"));
-        }
         for key in ["model", "messages", "stream", "n"] {
             if self.extra.contains_key(key) {
                 return Err(ConfigFault::new(format!("extra.{key}"), "the judge sets this itself"));
@@ -334,8 +330,10 @@ impl Judge {
             "model": config.model,
             "messages": messages,
             "temperature": config.temperature,
-            "max_tokens": config.max_tokens,
         });
+        if config.max_tokens > 0 {
+            body["max_tokens"] = json!(config.max_tokens);
+        }
         if let Some(seed) = config.seed {
             body["seed"] = json!(seed.wrapping_add(call.into()));
         }
@@ -414,10 +412,9 @@ impl Judge {
         };
         // Half of `Score: 10` reads as 1.
         if finish_reason.as_deref() == Some("length") {
-            return Err(Failure::passing(format!(
-                "the judge's answer was cut off at max_tokens = {}",
-                self.config.max_tokens
-            )));
+            return Err(Failure::passing(
+                "the judge's answer was cut off: max_tokens is too small",
+            ));
         }
         let score = self.score.read(&text).map_err(|problem| {
             Failure::passing(format!("the judge's answer {} {problem}", tail(&text, 160)))
@@ -597,7 +594,6 @@ mod tests {
             (json!({"score": {"pattern": "Score"}}), "score.pattern"),
             (json!({"score": {"field": ""}}), "score.field"),
             (json!({"temperature": -1}), "temperature"),
-            (json!({"max_tokens": 0}), "max_tokens"),
             (json!({"timeout_s": 0}), "timeout_s"),
             (json!({"concurrency": 0}), "concurrency"),
             (json!({"api_key_env": "TALLOW_NO_SUCH_VARIABLE"}), "api_key_env"),

@@ -21,6 +21,9 @@ const PATIENCE: Duration = Duration::from_millis(500);
 /// How long a program that closed its output may take to end, so that its status can be told.
 const LAST_WORDS: Duration = Duration::from_millis(300);
 
+/// How often it is looked at whether a program that is waited for is still there.
+const GLANCE: Duration = Duration::from_millis(50);
+
 /// Bytes of a program's stderr that are kept: the last ones.
 const TAIL_BYTES: usize = 4096;
 
@@ -136,7 +139,7 @@ impl Child {
             // If nobody writes any more the program is gone, which its output tells.
             let _ = input.send(line);
         }
-        let fault = match self.output.recv_timeout(patience) {
+        let fault = match self.next(patience) {
             Ok(Output::Line(line)) => return Ok(line),
             Ok(Output::TooLong) => {
                 let told = "wrote a line longer than max_reply_bytes".to_owned();
@@ -156,6 +159,23 @@ impl Child {
         };
         self.give_up();
         Err(fault)
+    }
+
+    /// What comes out of it next. What it started may hold its output open when it is gone, so whether it
+    /// is gone is looked at, too.
+    fn next(&mut self, patience: Duration) -> Result<Output, RecvTimeoutError> {
+        let deadline = Instant::now() + patience;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            // Before the look into the channel: what it wrote while it lived is there then, or soon.
+            let gone = self.has_ended();
+            let span = if gone { LAST_WORDS } else { GLANCE };
+            match self.output.recv_timeout(span.min(left)) {
+                Err(RecvTimeoutError::Timeout) if gone => return Ok(Output::Closed),
+                Err(RecvTimeoutError::Timeout) if left > span => {}
+                outcome => return outcome,
+            }
+        }
     }
 
     /// `told`, and the last lines that the program wrote to stderr.

@@ -3,7 +3,7 @@
 use std::{thread, time::Duration};
 
 use serde_json::{Value, json};
-use tallow_verifiers::{ContractCase, Outcome, Verifiers, contract::check_with_cases};
+use tallow_verifiers::{ContractCase, Outcome, Preparation, Verifiers, contract::check_with_cases};
 
 use super::{
     build, check_broken, entry, gold, judge, rewards,
@@ -59,6 +59,30 @@ fn slow_servers_time_out_and_are_asked_again() {
     let late = || Answer::Late(Duration::from_secs(2), String::new());
     check_fault(late, 2, "call 2: no whole answer within 0.4 s");
     check_fault(|| Answer::Trickle, 2, "no whole answer within 0.4 s");
+    check_fault(|| Answer::Again("x: y\r\n"), 2, "");
+    check_fault(|| Answer::Again("HTTP/1.1 100 Continue\r\n\r\n"), 2, "");
+}
+
+#[test]
+fn a_server_that_reads_nothing_times_out() {
+    // The kernel takes the connection and some of the request; nobody takes it from there.
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = listener.local_addr().expect("it has an address").to_string();
+    let options = json!({"url": format!("http://{address}/"), "timeout_s": 0.4, "retries": 0});
+    let verifier = build("http", &options);
+    check_broken(&judge(&verifier, &["42"]), &[&address, "within 0.4 s"]);
+    check_broken(&judge(&verifier, &[&"x".repeat(32 << 20)]), &[&address, "within 0.4 s"]);
+}
+
+#[test]
+fn whether_a_scorer_is_there_is_asked_when_prepared() {
+    let server = faulty(|| Answer::Hangup);
+    let verifier = build("http", &options(&server));
+    assert_eq!(verifier.prepare(&Preparation::default()), Ok(()));
+    assert_eq!(server.bodies()[0]["items"], json!([]));
+    let elsewhere = Server::start(|_, _| Answer::Text(404, "no such page".into()));
+    let error = build("http", &options(&elsewhere)).prepare(&Preparation::default());
+    assert!(error.expect_err("nobody judges there").to_string().contains("no such page"));
 }
 
 #[test]

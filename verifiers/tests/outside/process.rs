@@ -26,6 +26,7 @@ while IFS= read -r line; do
     *'"items":[]'*) results= ;;
     *'"reply":"hang"'*) sleep 61 & echo $! >"$1/grandchild"; sleep 60 ;;
     *'"reply":"die"'*) echo 'the last words' >&2; exit 3 ;;
+    *'"reply":"orphan"'*) sleep 61 & echo $! >"$1/grandchild"; exit 5 ;;
     *'"reply":"die once"'*)
         if [ -e "$1/died" ]; then results=1; else : >"$1/died"; exit 4; fi ;;
     *'"reply":"garbage"'*) echo 'debugging...'; results=1 ;;
@@ -105,6 +106,8 @@ fn a_program_that_dies_is_asked_once_more() {
     check_fault("die", 5, &["twice", "exit status: 3", "the last words"]);
     check_fault("half", 5, &["exit status: 0"]);
     check_fault("close", 5, &["closed its output"]);
+    // A child of it holds its output open.
+    check_fault("orphan", 5, &["exit status: 5"]);
     let notes = tempfile::tempdir().expect("a folder");
     let verifier = build("process", &options(notes.path()));
     assert_eq!(rewards(&judge(&verifier, &["die once"])), [1.0]);

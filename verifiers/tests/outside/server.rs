@@ -29,6 +29,8 @@ pub enum Answer {
     Half,
     /// A body without an end.
     Flood,
+    /// A beginning of headers, then the same bytes without an end.
+    Again(&'static str),
     /// A byte now and then, without an end.
     Trickle,
 }
@@ -66,6 +68,8 @@ impl Server {
         thread::spawn(move || {
             for stream in listener.incoming().flatten() {
                 let (seen, answer) = (Arc::clone(&shared), Arc::clone(&answer));
+                // Small pieces of an answer leave at once.
+                let _ = stream.set_nodelay(true);
                 thread::spawn(move || serve(&stream, &seen, &*answer));
             }
         });
@@ -149,6 +153,14 @@ fn respond(mut stream: &TcpStream, answer: Answer) -> std::io::Result<bool> {
             write!(stream, "HTTP/1.1 200 OK\r\n\r\n")?;
             loop {
                 stream.write_all(&[b'x'; 4096])?;
+            }
+        }
+        Answer::Again(bytes) => {
+            let start = if bytes.starts_with("HTTP") { "" } else { "HTTP/1.1 200 OK\r\n" };
+            stream.write_all(start.as_bytes())?;
+            loop {
+                stream.write_all(bytes.as_bytes())?;
+                thread::sleep(Duration::from_millis(5));
             }
         }
         Answer::Trickle => {
