@@ -5,15 +5,15 @@
 //! Each reply is one request: `prompt` is rendered, sent, and the score is read from the answer by `score`.
 //! An answer without a score in the scale, or one that was cut off, is asked for again, up to
 //! `retries` times (with the next seed, if there is one); then the reply is unscorable, never worth 0.
-//! `endpoint.rs` says what else is tried again. The members of a group are judged at a time, up to
+//! `endpoint.rs` says what else is tried again. The members of a group are judged side by side, up to
 //! `concurrency` of them.
 //!
 //! With a `cache` an answer is kept under the hash of address and request: a repeated run, a changed
 //! `scale` or a reply that was seen before costs no request. Each verdict says what it cost in the parts
 //! `judge_prompt_tokens`, `judge_completion_tokens`, `judge_cached` and, with prices, `judge_usd`.
 //!
-//! The judge reads what the policy wrote, so the policy may learn to flatter it: watch a part that cannot be
-//! flattered beside it (`rubric`, weight 0).
+//! The judge reads what the policy wrote, so the policy may learn to flatter it: watch something that cannot
+//! be flattered beside it (`rubric`, weight 0).
 
 mod cache;
 mod score;

@@ -99,3 +99,10 @@ fn those_that_need_something_say_so_and_refuse_to_do_without() {
         assert_eq!(fault.key, key, "{fault}");
     }
 }
+
+#[test]
+fn the_example_is_the_one_that_is_shown() {
+    let example = include_str!("../../examples/reward.py");
+    assert!(example.lines().count() <= 12);
+    assert!(include_str!("../../README.md").contains(example), "README.md shows another");
+}
