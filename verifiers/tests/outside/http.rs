@@ -72,6 +72,25 @@ fn a_server_that_reads_nothing_times_out() {
     let verifier = build("http", &options);
     check_broken(&judge(&verifier, &["42"]), &[&address, "within 0.4 s"]);
     check_broken(&judge(&verifier, &[&"x".repeat(32 << 20)]), &[&address, "within 0.4 s"]);
+    // Nor does anybody shake hands.
+    let options = json!({"url": format!("https://{address}/"), "timeout_s": 0.4, "retries": 0});
+    check_broken(
+        &judge(&build("http", &options), &["42"]),
+        &["https://", &address, "within 0.4 s"],
+    );
+}
+
+#[test]
+fn a_server_that_speaks_no_tls_is_told() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = listener.local_addr().expect("it has an address").to_string();
+    thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            let _ = std::io::Write::write_all(&mut &stream, b"HTTP/1.1 400 Bad Request\r\n\r\n");
+        }
+    });
+    let options = json!({"url": format!("https://{address}/"), "timeout_s": 5, "retries": 0});
+    check_broken(&judge(&build("http", &options), &["42"]), &["`http`", "https://", &address]);
 }
 
 #[test]
