@@ -28,6 +28,21 @@ use crate::{
 /// # Errors
 /// Every breach, one sentence each.
 pub fn check_verifier(entry: &VerifierEntry, verifiers: &Verifiers) -> Result<(), Vec<String>> {
+    check_with_cases(entry, verifiers, &entry.cases())
+}
+
+/// [`check_verifier`] by other cases than its own, for a verifier that
+/// [needs](crate::VerifierConfig::NEEDS) what only the caller has: a server, a program.
+///
+/// Without cases, and if it needs something, only what is said of its options is checked.
+///
+/// # Errors
+/// Every breach, one sentence each.
+pub fn check_with_cases(
+    entry: &VerifierEntry,
+    verifiers: &Verifiers,
+    cases: &[ContractCase],
+) -> Result<(), Vec<String>> {
     let mut breaches = Vec::new();
     let mut breach = |what: String| breaches.push(format!("verifier `{}`: {what}", entry.name()));
 
@@ -47,11 +62,13 @@ pub fn check_verifier(entry: &VerifierEntry, verifiers: &Verifiers) -> Result<()
         breach("accepts a key that it does not have".to_owned());
     }
 
-    let cases = entry.cases();
+    if entry.needs().is_some() && cases.is_empty() {
+        return if breaches.is_empty() { Ok(()) } else { Err(breaches) };
+    }
     if !cases.iter().any(|case| matches!(case.outcome, Outcome::Correct | Outcome::Graded)) {
         breach("none of its cases is correct or graded".to_owned());
     }
-    for case in &cases {
+    for case in cases {
         let verifier = match entry.build(case.options.clone(), verifiers) {
             Ok(verifier) => verifier,
             Err(fault) => {
@@ -75,7 +92,7 @@ pub fn check_verifier(entry: &VerifierEntry, verifiers: &Verifiers) -> Result<()
 
     // Each set of options once is enough for what does not depend on the reply.
     let mut tried: Vec<(&Value, ReferenceKind)> = Vec::new();
-    for case in &cases {
+    for case in cases {
         let key = (&case.options, case.reference.kind());
         if tried.contains(&key) {
             continue;
@@ -117,7 +134,7 @@ pub fn check_verifier(entry: &VerifierEntry, verifiers: &Verifiers) -> Result<()
             }
         }
     }
-    for breach_of_class in attacked(entry, verifiers, &cases) {
+    for breach_of_class in attacked(entry, verifiers, cases) {
         breach(breach_of_class);
     }
     if breaches.is_empty() { Ok(()) } else { Err(breaches) }

@@ -21,6 +21,8 @@ pub mod attack;
 pub mod contract;
 
 pub mod answer_span;
+mod endpoint;
+mod exchange;
 pub mod expression;
 pub mod number;
 
@@ -29,29 +31,40 @@ pub mod code;
 pub mod countdown;
 pub mod exact;
 pub mod format;
+pub mod http;
+pub mod judge;
 pub mod math;
 pub mod numeric;
 #[cfg(feature = "sandbox")]
 pub mod plugin;
+pub mod process;
+pub mod reward_model;
 pub mod rubric;
 
 pub use config_fault::ConfigFault;
 pub use error::VerifyError;
 pub use registry::{ContractCase, VerifierConfig, VerifierEntry, Verifiers};
 pub use transcript::{Message, Role, StopReason, Transcript};
-pub use verifier::{Outcome, Reference, ReferenceKind, TestCase, TextScorer, Verdict, Verifier};
+pub use verifier::{
+    Outcome, Preparation, Reference, ReferenceKind, ScorerLoader, TestCase, TextScorer, Verdict,
+    Verifier,
+};
 
 /// Every built-in verifier, alphabetical. `tallow list` prints this; the contract test runs over it.
 pub const BUILTIN: &[VerifierEntry] = &[
     VerifierEntry::of::<countdown::CountdownConfig>(),
     VerifierEntry::of::<exact::ExactConfig>(),
     VerifierEntry::of::<format::FormatConfig>(),
+    VerifierEntry::of::<http::HttpConfig>(),
+    VerifierEntry::of::<judge::JudgeConfig>(),
     VerifierEntry::of::<math::MathConfig>(),
     VerifierEntry::of::<numeric::NumericConfig>(),
     #[cfg(feature = "sandbox")]
     VerifierEntry::of::<plugin::PluginConfig>(),
+    VerifierEntry::of::<process::ProcessConfig>(),
     #[cfg(feature = "sandbox")]
     VerifierEntry::of::<code::PythonConfig>(),
+    VerifierEntry::of::<reward_model::RewardModelConfig>(),
     VerifierEntry::of::<rubric::RubricConfig>(),
 ];
 

@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use crate::{
     config_fault::{ConfigFault, read_options},
-    verifier::{Outcome, Reference, Verifier},
+    verifier::{Outcome, Reference, ScorerLoader, Verifier},
 };
 
 /// The options of one kind of verifier, and how it is made from them.
@@ -28,6 +28,11 @@ pub trait VerifierConfig: DeserializeOwned + Serialize + Default {
     /// not the answer.
     const ACCEPTS: &'static [&'static str] = &[];
 
+    /// What it judges by that no test of its own can bring, e.g. `a server`; `None` for most. Such a
+    /// verifier has no cases, and whoever has a server for it checks it with
+    /// [`check_with_cases`](crate::contract::check_with_cases).
+    const NEEDS: Option<&'static str> = None;
+
     /// Makes the verifier; `verifiers` is the table to build children from.
     ///
     /// # Errors
@@ -35,7 +40,7 @@ pub trait VerifierConfig: DeserializeOwned + Serialize + Default {
     fn build(&self, verifiers: &Verifiers) -> Result<Arc<dyn Verifier>, ConfigFault>;
 
     /// Replies with known verdicts; the contract test judges each. At least one must be
-    /// [`Outcome::Correct`] or [`Outcome::Graded`].
+    /// [`Outcome::Correct`] or [`Outcome::Graded`], unless it [needs](Self::NEEDS) something.
     fn cases() -> Vec<ContractCase>;
 }
 
@@ -64,6 +69,7 @@ pub struct VerifierEntry {
     default_options: fn() -> Value,
     cases: fn() -> Vec<ContractCase>,
     accepts: &'static [&'static str],
+    needs: Option<&'static str>,
 }
 
 impl VerifierEntry {
@@ -79,6 +85,7 @@ impl VerifierEntry {
             },
             cases: C::cases,
             accepts: C::ACCEPTS,
+            needs: C::NEEDS,
         }
     }
 
@@ -114,6 +121,11 @@ impl VerifierEntry {
         self.accepts
     }
 
+    /// What it judges by that no test of its own can bring.
+    pub fn needs(&self) -> Option<&'static str> {
+        self.needs
+    }
+
     /// Replies with known verdicts.
     pub fn cases(&self) -> Vec<ContractCase> {
         (self.cases)()
@@ -125,12 +137,19 @@ impl VerifierEntry {
 pub struct Verifiers {
     entries: Vec<VerifierEntry>,
     folder: PathBuf,
+    scorer_loader: Option<Arc<dyn ScorerLoader>>,
+    earlier_stages: Option<Vec<String>>,
 }
 
 impl Verifiers {
     /// The built-in ones.
     pub fn builtin() -> Self {
-        Self { entries: crate::BUILTIN.to_vec(), folder: PathBuf::new() }
+        Self {
+            entries: crate::BUILTIN.to_vec(),
+            folder: PathBuf::new(),
+            scorer_loader: None,
+            earlier_stages: None,
+        }
     }
 
     /// The same table, where relative paths in options start from `folder`.
@@ -143,6 +162,31 @@ impl Verifiers {
     /// Where relative paths in options start from; empty for the current folder.
     pub fn folder(&self) -> &Path {
         &self.folder
+    }
+
+    /// The same table, where reward models are loaded by `loader`.
+    #[must_use]
+    pub fn with_scorer_loader(mut self, loader: Arc<dyn ScorerLoader>) -> Self {
+        self.scorer_loader = Some(loader);
+        self
+    }
+
+    /// What loads reward models, if anything does.
+    pub fn scorer_loader(&self) -> Option<&Arc<dyn ScorerLoader>> {
+        self.scorer_loader.as_ref()
+    }
+
+    /// The same table, for a stage that comes after those called `names`: a verifier that uses the
+    /// model of another is refused.
+    #[must_use]
+    pub fn after_stages(mut self, names: impl IntoIterator<Item = String>) -> Self {
+        self.earlier_stages = Some(names.into_iter().collect());
+        self
+    }
+
+    /// Names of the stages whose models there will be, if that is known.
+    pub fn earlier_stages(&self) -> Option<&[String]> {
+        self.earlier_stages.as_deref()
     }
 
     /// One verifier more; it replaces one of the same name.

@@ -4,8 +4,9 @@
 //!
 //! The first part is the primary one: the rubric's outcome is the primary's outcome, so a reply is
 //! [`Outcome::Correct`] exactly when the primary part says so, however well or badly it did in
-//! form. Each part's own reward is logged under its label. A part that errs makes the whole verdict
-//! an error: a half-judged reply would teach the wrong thing.
+//! form. A part of weight 0 is watched, not paid. Each part's own reward is logged under its label,
+//! and what it logs itself under `label/name`. A part that errs makes the whole verdict an error: a
+//! half-judged reply would teach the wrong thing.
 
 use std::sync::Arc;
 
@@ -17,7 +18,7 @@ use crate::{
     error::VerifyError,
     registry::{ContractCase, VerifierConfig, Verifiers},
     transcript::Transcript,
-    verifier::{Outcome, Reference, ReferenceKind, Verdict, Verifier},
+    verifier::{Outcome, Preparation, Reference, ReferenceKind, Verdict, Verifier},
 };
 
 /// Options of the `rubric` verifier.
@@ -35,7 +36,8 @@ pub struct RubricConfig {
 pub struct RubricPart {
     /// Name of the verifier.
     pub name: String,
-    /// Its share of the reward, relative to the others; finite and above 0.
+    /// Its share of the reward, relative to the others; finite. With 0 it is logged and not paid;
+    /// at least one part must be paid.
     pub weight: f32,
     /// Its options.
     pub options: serde_json::Map<String, Value>,
@@ -66,10 +68,10 @@ impl VerifierConfig for RubricConfig {
         let mut parts: Vec<Part> = Vec::new();
         for (at, part) in self.parts.iter().enumerate() {
             let key = format!("parts[{at}]");
-            if !(part.weight.is_finite() && part.weight > 0.0) {
+            if !(part.weight.is_finite() && part.weight >= 0.0) {
                 return Err(ConfigFault::new(format!("{key}.weight"), "not a weight")
                     .found(part.weight)
-                    .expected("a finite number above 0"));
+                    .expected("a finite number, 0 or above"));
             }
             let label = part.label.clone().unwrap_or_else(|| part.name.clone());
             if parts.iter().any(|other| other.label == label) {
@@ -90,6 +92,11 @@ impl VerifierConfig for RubricConfig {
                 }
             };
             parts.push(Part { label, weight: part.weight, verifier });
+        }
+
+        if parts.iter().all(|part| part.weight == 0.0) {
+            return Err(ConfigFault::new("parts", "no part is paid: every weight is 0")
+                .expected("at least one weight above 0"));
         }
 
         let shared = |kind: &ReferenceKind| {
@@ -133,6 +140,20 @@ struct Part {
     verifier: Arc<dyn Verifier>,
 }
 
+impl Part {
+    /// The error of this part, which names it: the label before the verifier's own name, where the
+    /// two differ.
+    fn named(&self, mut error: VerifyError) -> VerifyError {
+        let (VerifyError::WrongReference { verifier, .. }
+        | VerifyError::BadReference { verifier, .. }
+        | VerifyError::Broken { verifier, .. }) = &mut error;
+        if *verifier != self.label {
+            *verifier = format!("{}/{verifier}", self.label);
+        }
+        error
+    }
+}
+
 impl Rubric {
     /// Weighs one verdict per part, in order.
     fn weigh(&self, verdicts: Vec<Verdict>) -> Verdict {
@@ -142,8 +163,13 @@ impl Rubric {
         let mut parts = Vec::new();
         let mut reasons = Vec::new();
         for (part, verdict) in self.parts.iter().zip(verdicts) {
-            reward += f64::from(part.weight) * f64::from(verdict.reward) / total;
+            // What is only watched must not reach the reward, be it infinite.
+            if part.weight > 0.0 {
+                reward += f64::from(part.weight) * f64::from(verdict.reward) / total;
+            }
             parts.push((part.label.clone(), verdict.reward));
+            let inner = verdict.parts.into_iter();
+            parts.extend(inner.map(|(name, value)| (format!("{}/{name}", part.label), value)));
             reasons.extend(verdict.reason.map(|reason| format!("{}: {reason}", part.label)));
         }
         let reason = (!reasons.is_empty()).then(|| reasons.join("; "));
@@ -160,13 +186,25 @@ impl Verifier for Rubric {
         self.kinds
     }
 
+    fn prepare(&self, place: &Preparation<'_>) -> Result<(), VerifyError> {
+        for part in &self.parts {
+            part.verifier.prepare(place).map_err(|error| part.named(error))?;
+        }
+        Ok(())
+    }
+
     fn verify(
         &self,
         transcript: &Transcript,
         reference: &Reference,
     ) -> Result<Verdict, VerifyError> {
-        let verdicts: Result<Vec<_>, _> =
-            self.parts.iter().map(|part| part.verifier.verify(transcript, reference)).collect();
+        let verdicts: Result<Vec<_>, _> = self
+            .parts
+            .iter()
+            .map(|part| {
+                part.verifier.verify(transcript, reference).map_err(|error| part.named(error))
+            })
+            .collect();
         Ok(self.weigh(verdicts?))
     }
 
@@ -181,20 +219,20 @@ impl Verifier for Rubric {
         for part in &self.parts {
             let verdicts = part.verifier.verify_group(transcripts, reference);
             if verdicts.len() != transcripts.len() {
-                let broken = VerifyError::Broken {
-                    verifier: part.label.clone(),
+                let broken = part.named(VerifyError::Broken {
+                    verifier: part.verifier.name().to_owned(),
                     problem: format!(
                         "gave {} verdicts for {} transcripts",
                         verdicts.len(),
                         transcripts.len()
                     ),
-                };
+                });
                 return transcripts.iter().map(|_| Err(broken.clone())).collect();
             }
             for (so_far, verdict) in by_transcript.iter_mut().zip(verdicts) {
                 match (so_far.as_mut(), verdict) {
                     (Ok(earlier), Ok(verdict)) => earlier.push(verdict),
-                    (Ok(_), Err(error)) => *so_far = Err(error),
+                    (Ok(_), Err(error)) => *so_far = Err(part.named(error)),
                     (Err(_), _) => {}
                 }
             }
@@ -258,6 +296,40 @@ mod tests {
     }
 
     #[test]
+    fn a_part_without_weight_is_watched_and_inner_parts_are_logged_too() {
+        let verifier = rubric(json!([
+            {"name": "exact"},
+            {"name": "format", "weight": 0.0, "options": {"tags": ["a"]}, "label": "tags"},
+            {"name": "rubric", "weight": 0.0, "label": "inner", "options": {"parts": [
+                {"name": "exact", "label": "answer"},
+            ]}},
+        ]))
+        .expect("sound");
+        let gold = Reference::Answer("4".to_owned());
+        let verdict = verifier.verify(&Transcript::of_reply(vec![], "4"), &gold).expect("judged");
+        assert_eq!((verdict.reward, verdict.outcome), (1.0, Outcome::Correct));
+        let parts = [("exact", 1.0), ("tags", 0.0), ("inner", 1.0), ("inner/answer", 1.0)];
+        assert_eq!(verdict.parts, parts.map(|(name, value)| (name.to_owned(), value)));
+    }
+
+    #[test]
+    fn an_error_names_its_part() {
+        let verifier = rubric(json!([
+            {"name": "format"},
+            {"name": "numeric", "label": "number"},
+        ]))
+        .expect("sound");
+        let gold = Reference::Answer("not a number".to_owned());
+        let transcript = Transcript::of_reply(vec![], "4");
+        for error in [
+            verifier.verify(&transcript, &gold).expect_err("unreadable"),
+            verifier.verify_group(&[transcript], &gold).remove(0).expect_err("unreadable"),
+        ] {
+            assert!(error.to_string().contains("`number/numeric`"), "{error}");
+        }
+    }
+
+    #[test]
     fn a_group_is_judged_as_its_members_are() {
         let verifier = rubric(json!([{"name": "exact"}, {"name": "format"}])).expect("sound");
         let gold = Reference::Answer("4".to_owned());
@@ -281,7 +353,8 @@ mod tests {
     fn faults_name_the_part() {
         check_fault(json!([]), "parts");
         check_fault(json!([{"name": "exat"}]), "parts[0].name");
-        check_fault(json!([{"name": "exact", "weight": 0.0}]), "parts[0].weight");
+        check_fault(json!([{"name": "exact", "weight": -0.5}]), "parts[0].weight");
+        check_fault(json!([{"name": "exact", "weight": 0.0}]), "parts");
         check_fault(json!([{"name": "exact"}, {"name": "exact"}]), "parts[1].label");
         check_fault(
             json!([{"name": "exact", "options": {"trimm": true}}]),

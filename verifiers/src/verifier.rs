@@ -1,7 +1,7 @@
 //! The vocabulary of judging: the [`Verifier`] trait, its [`Verdict`] and the [`Reference`] it
 //! judges against.
 
-use std::fmt;
+use std::{fmt, path::Path, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
@@ -20,12 +20,27 @@ use crate::{error::VerifyError, transcript::Transcript};
 /// - A reply that cannot be read is [`Outcome::Malformed`], not an error.
 /// - Rewards are finite and, for rule-based verifiers, in `0.0..=1.0`.
 /// - A reference of a kind that is not in `reference_kinds` is an error.
+///
+/// Of a scorer outside (a program, a server, a model) the first holds as far as it does of that
+/// scorer; whatever goes wrong with it is an error that names it, never a reward.
 pub trait Verifier: Send + Sync {
     /// Stable name: the key in configs and the prefix of metrics, e.g. `numeric`.
     fn name(&self) -> &str;
 
     /// The kinds of reference it can judge against; never empty.
     fn reference_kinds(&self) -> &'static [ReferenceKind];
+
+    /// Gets ready to judge: loads a model, starts a program, looks for its folder.
+    ///
+    /// Whoever is about to judge calls it once before the first verdict, so that what cannot work
+    /// fails before a run begins, not at its first group. A verifier that was not prepared gets
+    /// ready at its first verdict. One that judges through others prepares them.
+    ///
+    /// # Errors
+    /// If it cannot get ready; it can judge nothing then.
+    fn prepare(&self, _place: &Preparation<'_>) -> Result<(), VerifyError> {
+        Ok(())
+    }
 
     /// Judges one transcript against its task's reference.
     ///
@@ -46,6 +61,14 @@ pub trait Verifier: Send + Sync {
     ) -> Vec<Result<Verdict, VerifyError>> {
         transcripts.iter().map(|transcript| self.verify(transcript, reference)).collect()
     }
+}
+
+/// What a verifier may find around it when it gets ready.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Preparation<'a> {
+    /// The folder in which the models of earlier stages lie, one folder each by the stage's name;
+    /// `None` where there are no stages.
+    pub models: Option<&'a Path>,
 }
 
 /// What a verifier concluded.
@@ -200,4 +223,20 @@ pub trait TextScorer: Send + Sync {
     /// # Errors
     /// If the model behind it broke.
     fn score(&self, transcripts: &[Transcript]) -> Result<Vec<f32>, VerifyError>;
+}
+
+/// Makes scorers of model folders; given to the table of verifiers by whoever knows tensors
+/// ([`Verifiers::with_scorer_loader`](crate::Verifiers::with_scorer_loader)).
+pub trait ScorerLoader: fmt::Debug + Send + Sync {
+    /// Looks at a model's folder without loading it: is it one that [`load`](Self::load) reads?
+    ///
+    /// # Errors
+    /// What is wrong with it, for a person who wrote its path in a configuration.
+    fn check(&self, model: &Path) -> Result<(), String>;
+
+    /// Loads the model in a folder.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    fn load(&self, model: &Path) -> Result<Arc<dyn TextScorer>, String>;
 }
