@@ -6,6 +6,7 @@
 //! but rounding.
 
 pub mod batch;
+mod guard;
 pub mod memory;
 
 use std::path::Path;
@@ -15,7 +16,7 @@ use rand::seq::SliceRandom;
 use serde::{Deserialize, Serialize};
 use tallow_envs::Seed;
 use tallow_policies::{
-    AdamW, AdamWConfig, Decoder, GradientSet, Keep, LoraConfig, Pass, PolicyError, Schedule, lora,
+    AdamW, AdamWConfig, Decoder, GradientSet, Keep, LoraConfig, Pass, Schedule, lora,
 };
 
 use crate::algorithms::{Algorithm, LossInputs};
@@ -215,20 +216,6 @@ impl Learner {
         self.steps
     }
 
-    /// Writes weights (a Hugging Face folder, or the adapters alone) and optimizer state into
-    /// `folder`, which exists.
-    ///
-    /// # Errors
-    /// If a file cannot be written.
-    pub fn save(&self, folder: &Path) -> Result<(), Error> {
-        match self.decoder.adapters() {
-            Some(_) => self.decoder.save_adapter(folder, "")?,
-            None => self.decoder.save_folder(folder)?,
-        }
-        self.optimizer.save(&folder.join(OPTIMIZER_FILE))?;
-        Ok(())
-    }
-
     /// Goes on from what [`save`](Self::save) wrote, `steps` optimizer steps into the schedule.
     ///
     /// # Errors
@@ -266,6 +253,7 @@ impl Learner {
             self.decoder.forward(&mut self.pass, &batch.sequences)?;
             let scores = self.decoder.score(&mut self.pass, &batch.rows, &batch.targets, 1.0)?;
             loss -= scores.logprobs.iter().map(|it| f64::from(*it)).sum::<f64>() / scored as f64;
+            self.finite_loss(loss)?;
             let slopes = vec![-1.0 / scored as f32; batch.targets.len()];
             self.decoder.backward(&mut self.pass, &slopes, &mut self.gradients)?;
         }
@@ -454,13 +442,11 @@ impl Learner {
         let factor = self.config.schedule.factor(self.steps, self.total_steps);
         let rate = self.config.learning_rate * factor;
         let stepped = self.decoder.step(&mut self.optimizer, &self.gradients, rate);
-        let report = stepped.map_err(|e| match e {
-            PolicyError::Gradient { .. } => Error::Diverged(e.to_string()),
-            other => other.into(),
-        })?;
+        let report = stepped.map_err(|it| self.diverged(it))?;
         if !report.update_norm.is_finite() {
+            self.check_finite()?;
             let told = format!("a step of {} on the weights is no number", report.update_norm);
-            return Err(Error::Diverged(told));
+            return Err(self.diverged_as(&told));
         }
         self.steps += 1;
         let mut metrics = Metrics::new();

@@ -233,6 +233,7 @@ impl Stage for NextTokenStage {
                 learner.save(folder)
             })?;
         }
+        learner.check_finite()?;
         Ok(ModelState { tokenizer: Some(tokenizer), decoder: Some(learner.into_decoder()) })
     }
 }

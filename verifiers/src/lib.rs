@@ -23,6 +23,7 @@ pub mod contract;
 pub mod answer_span;
 pub mod expression;
 pub mod number;
+pub mod stated_answers;
 
 #[cfg(feature = "sandbox")]
 pub mod code;
