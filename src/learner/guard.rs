@@ -74,6 +74,20 @@ impl Learner {
         }
     }
 
+    /// What a step is told by whose length cannot be counted.
+    pub(super) fn step_too_long(&self) -> Result<Error, Error> {
+        self.check_finite()?;
+        let mut largest = (0.0_f32, "");
+        for (name, weights) in self.decoder.trainable().iter() {
+            let weights = weights.flatten_all()?.to_vec1::<f32>()?;
+            let most = weights.into_iter().map(f32::abs).fold(0.0, f32::max);
+            largest = if most > largest.0 { (most, name) } else { largest };
+        }
+        let (most, name) = largest;
+        let told = format!("a step too long to measure left values of {most:e} in {name}");
+        Ok(self.diverged_as(&told))
+    }
+
     pub(super) fn diverged_as(&self, told: &str) -> Error {
         Error::Diverged(format!("{told}, after {} optimizer steps of this stage", self.steps))
     }

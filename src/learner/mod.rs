@@ -444,9 +444,7 @@ impl Learner {
         let stepped = self.decoder.step(&mut self.optimizer, &self.gradients, rate);
         let report = stepped.map_err(|it| self.diverged(it))?;
         if !report.update_norm.is_finite() {
-            self.check_finite()?;
-            let told = format!("a step of {} on the weights is no number", report.update_norm);
-            return Err(self.diverged_as(&told));
+            return Err(self.step_too_long()?);
         }
         self.steps += 1;
         let mut metrics = Metrics::new();
