@@ -222,6 +222,8 @@ struct Family {
     label: (&'static str, &'static str),
     /// Names that are zero throughout have nothing to show.
     drop_zeros: bool,
+    /// Where every curve begins that has no value there.
+    origin: Option<(f64, f64)>,
     slug: &'static str,
     title: &'static str,
     caption: &'static str,
@@ -238,6 +240,7 @@ const FAMILIES: &[Family] = &[
         numbers: true,
         label: ("k = ", ""),
         drop_zeros: false,
+        origin: Some((0.0, 0.0)),
         slug: "pass_at_k_gain",
         title: "Gain of pass@k over the start",
         caption: "pass@k of each evaluation less that before the first step, on the same tasks. A \
@@ -252,6 +255,7 @@ const FAMILIES: &[Family] = &[
         numbers: false,
         label: ("", ""),
         drop_zeros: true,
+        origin: None,
         slug: "phrases",
         title: "Replies with a phrase",
         caption: "Share of the replies of training batches that hold a phrase of the list. Words \
@@ -266,6 +270,7 @@ const FAMILIES: &[Family] = &[
         numbers: false,
         label: ("", ""),
         drop_zeros: true,
+        origin: None,
         slug: "phrase_counts",
         title: "Phrases in a reply",
         caption: "Mean number of phrases of the list in a reply of training batches.",
@@ -279,6 +284,7 @@ const FAMILIES: &[Family] = &[
         numbers: false,
         label: ("", ""),
         drop_zeros: false,
+        origin: None,
         slug: "reward_parts",
         title: "Parts of the reward",
         caption: "In training batches.",
@@ -292,6 +298,7 @@ const FAMILIES: &[Family] = &[
         numbers: true,
         label: ("", " behind"),
         drop_zeros: true,
+        origin: None,
         slug: "staleness_histogram",
         title: "How stale the replies were",
         caption: "Share of a batch's replies by the number of updates between the policy that \
@@ -450,11 +457,14 @@ fn of_family(family: &Family, variant: &Variant, variants: &[Variant]) -> Option
         .into_iter()
         .map(|(kind, curve)| {
             let start = start_of(&starts, &curve.stage);
+            let first = curve.points.first().map_or(0.0, |point| point.0);
+            let origin = family.origin.filter(|origin| origin.0 < first);
+            let points = origin.into_iter().chain(curve.points);
             Series {
                 group: String::new(),
                 kind,
                 mark: family.mark,
-                points: curve.points.into_iter().map(|(x, y)| (start + x, y)).collect(),
+                points: points.map(|(x, y)| (start + x, y)).collect(),
                 intervals: Vec::new(),
             }
         })
@@ -515,6 +525,8 @@ mod tests {
             chart.series.iter().map(|it| it.kind.clone()).collect()
         };
         assert_eq!(kinds("pass_at_k_gain"), ["k = 4", "k = 16"]);
+        let gain = charts.iter().find(|it| it.slug == "pass_at_k_gain").unwrap();
+        assert_eq!(gain.series[0].points, [(0.0, 0.0), (1.0, -0.2), (2.0, -0.2)]);
         assert_eq!(kinds("phrases"), ["reflection"]);
         assert_eq!(kinds("phrase_counts"), ["reflection"]);
         assert_eq!(kinds("staleness_histogram"), ["1 behind"]);
