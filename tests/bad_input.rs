@@ -643,7 +643,7 @@ fn divergence_names_the_tensor_and_keeps_the_last_checkpoint() {
 #[test]
 fn weights_that_are_no_numbers_are_named_and_never_on_disk() {
     let scene = Scene::new();
-    for (stage, rate) in [("pretrain", "1e39"), ("rl", "1e39"), ("rl", "1e30")] {
+    for (stage, rate) in [("pretrain", "1e39"), ("rl", "1e39"), ("rl", "1e30"), ("rl", "1e12")] {
         let out = format!("{stage}_{rate}");
         let rate = format!("--set={stage}.optimizer.learning_rate={rate}");
         let every = format!("--set={stage}.checkpoint_every=1");

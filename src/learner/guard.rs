@@ -74,18 +74,36 @@ impl Learner {
         }
     }
 
+    /// The error of sampling in `step` with these weights: one that tells of divergence is told
+    /// where the weights stand, which are numbers and too large to compute with.
+    pub fn sampling_error(&self, error: Error, step: u64) -> Error {
+        let Error::Diverged(told) = error else { return error };
+        match self.largest_weight() {
+            Ok((most, name)) => Error::Diverged(format!(
+                "{told}, in step {step}; their largest value is {most:e} in {name}"
+            )),
+            Err(unread) => unread,
+        }
+    }
+
     /// What a step is told by whose length cannot be counted.
     pub(super) fn step_too_long(&self) -> Result<Error, Error> {
         self.check_finite()?;
-        let mut largest = (0.0_f32, "");
+        let (most, name) = self.largest_weight()?;
+        let told = format!("a step too long to measure left values of {most:e} in {name}");
+        Ok(self.diverged_as(&told))
+    }
+
+    /// The largest value that is trained, and its tensor.
+    fn largest_weight(&self) -> Result<(f32, &str), Error> {
+        self.decoder.read_back()?;
+        let mut largest = (0.0, "no tensor");
         for (name, weights) in self.decoder.trainable().iter() {
             let weights = weights.flatten_all()?.to_vec1::<f32>()?;
             let most = weights.into_iter().map(f32::abs).fold(0.0, f32::max);
             largest = if most > largest.0 { (most, name) } else { largest };
         }
-        let (most, name) = largest;
-        let told = format!("a step too long to measure left values of {most:e} in {name}");
-        Ok(self.diverged_as(&told))
+        Ok(largest)
     }
 
     pub(super) fn diverged_as(&self, told: &str) -> Error {

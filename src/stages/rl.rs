@@ -644,7 +644,7 @@ impl Stage for RlStage {
             if matches!(collected, Err(Error::Interrupted)) && step > first {
                 run.keep(step, |folder| save(&learner, true, &beginning, folder))?;
             }
-            let groups = collected?;
+            let groups = collected.map_err(|it| learner.sampling_error(it, step))?;
             let rollout_s = clock.elapsed().as_secs_f64();
             self.refuse_if_broken(step, &groups)?;
             let mut metrics = instruments.measure(&groups, step);
@@ -683,7 +683,7 @@ impl Stage for RlStage {
                 if matches!(evaluated, Err(Error::Interrupted)) {
                     run.keep(done, |folder| save(&learner, false, &beginning, folder))?;
                 }
-                evaluated?;
+                evaluated.map_err(|it| learner.sampling_error(it, done))?;
             }
             run.checkpoint(done, config.steps, config.checkpoint_every, |folder| {
                 save(&learner, true, &beginning, folder)
