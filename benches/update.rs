@@ -36,8 +36,9 @@ fn update(criterion: &mut Criterion) {
         group.throughput(Throughput::Elements((PROMPTS * REPLIES * REPLY) as u64));
         for (name, config) in &ways {
             let start = decoder.snapshot().expect("a copy");
-            let mut learner = Learner::new(start, config.clone(), u64::MAX, Beside::Nothing, Seed(1))
-                .expect("sound settings");
+            let mut learner =
+                Learner::new(start, config.clone(), u64::MAX, Beside::Nothing, Seed(1))
+                    .expect("sound settings");
             group.bench_function(BenchmarkId::new(*name, prompt), |bencher| {
                 bencher.iter(|| learner.next_token_step(&sequences).expect("finite gradients"));
             });

@@ -194,7 +194,8 @@ pub fn train(
     let prompts: Vec<_> = (0..=steps as u64).map(|it| model.prompts(batch, seq, it)).collect();
     let lora = adapters(lora_rank);
     let config = OptimizerConfig { learning_rate: 1e-4, lora, ..Default::default() };
-    let mut learner = Learner::new(model.decoder, config, steps as u64 + 1, Beside::Nothing, model.seed)?;
+    let mut learner =
+        Learner::new(model.decoder, config, steps as u64 + 1, Beside::Nothing, model.seed)?;
     let mut times = Vec::new();
     for prompts in prompts {
         let sequences: Vec<Sequence> =

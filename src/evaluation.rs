@@ -7,6 +7,7 @@
 //! are in tokens, those of right and wrong replies apart, since a mean over both can rise for either
 //! reason.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -132,6 +133,31 @@ impl Evaluation<'_> {
     }
 }
 
+/// Accuracies and pass@k of the evaluation before a stage's first step, which later ones are told
+/// against.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
+#[serde(transparent)]
+pub struct StartingPoint(BTreeMap<String, f64>);
+
+impl StartingPoint {
+    /// What an evaluation found.
+    pub fn of(metrics: &Metrics) -> Self {
+        let shares = metrics.iter().filter(|(name, _)| {
+            let of_k = name.strip_prefix("eval/pass@").is_some_and(|k| k.parse::<usize>().is_ok());
+            of_k || matches!(*name, "eval/accuracy" | "eval/greedy_accuracy")
+        });
+        Self(shares.map(|(name, value)| (name.to_owned(), value)).collect())
+    }
+
+    /// `eval/accuracy_gain`, `eval/pass@K_gain` and so on: what a later evaluation of the same tasks
+    /// found more of; negative where it is less. Nothing where there was no evaluation before.
+    pub fn gains(&self, later: &Metrics) -> Metrics {
+        let gain =
+            |(name, was): (&String, &f64)| Some((format!("{name}_gain"), later.value(name)? - was));
+        self.0.iter().filter_map(gain).collect()
+    }
+}
+
 /// An accuracy of nothing would read as a bad policy.
 fn refuse_if_all_broke(groups: &[ScoredGroup]) -> Result<(), Error> {
     let errors =
@@ -242,6 +268,30 @@ mod tests {
         close(pass_at_k(4, 2, 2), 1.0 - 1.0 / 6.0);
         close(pass_at_k(4, 3, 2), 1.0);
         close(pass_at_k(200, 1, 100), 0.5);
+    }
+
+    #[test]
+    fn gains_are_told_against_the_start_and_survive_a_checkpoint() {
+        let start = Metrics::from_iter([
+            ("eval/accuracy", 0.1),
+            ("eval/pass@4", 0.7),
+            ("eval/pass@4_low", 0.6),
+            ("eval/pass@16", 0.9),
+            ("eval/reply_tokens_mean", 5.0),
+        ]);
+        let later = Metrics::from_iter([("eval/pass@4", 0.5), ("eval/accuracy", 0.4)]);
+        let start = StartingPoint::of(&start);
+        let gains = start.gains(&later);
+        assert_eq!(
+            gains,
+            Metrics::from_iter([
+                ("eval/accuracy_gain", 0.4 - 0.1),
+                ("eval/pass@4_gain", 0.5 - 0.7)
+            ])
+        );
+        let kept = serde_json::to_string(&start).unwrap();
+        assert_eq!(serde_json::from_str::<StartingPoint>(&kept).unwrap(), start);
+        assert!(StartingPoint::default().gains(&later).is_empty());
     }
 
     fn interval(values: &[f64]) -> (f64, f64) {

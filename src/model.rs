@@ -6,7 +6,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use tallow_envs::Seed;
 use tallow_policies::gpu::Device;
-use tallow_policies::{Decoder, InitOptions, ModelConfig, Sizes, Tokenizer};
+use tallow_policies::{Decoder, InitOptions, ModelConfig, PolicyError, Sizes, Tokenizer};
 
 use crate::chat_template::TemplateOptions;
 use crate::config::problem::Fault;
@@ -265,12 +265,16 @@ impl ModelState {
     /// by themselves in `adapter/`, which names `base` as what they were trained beside.
     ///
     /// # Errors
-    /// If a file cannot be written.
+    /// If weights are no numbers (none are written then), or a file cannot be written.
     pub fn save(&self, folder: &Path, base: Option<&Path>) -> Result<(), Error> {
         if let Some(tokenizer) = &self.tokenizer {
             tokenizer.save_folder(folder)?;
         }
         if let Some(decoder) = &self.decoder {
+            decoder.check_finite().map_err(|it| match it {
+                PolicyError::Weights { .. } => Error::Diverged(it.to_string()),
+                other => other.into(),
+            })?;
             decoder.save_folder(folder)?;
             let base = base.map(|it| it.display().to_string()).unwrap_or_default();
             decoder.save_adapter(&folder.join("adapter"), &base)?;

@@ -624,7 +624,12 @@ fn divergence_names_the_tensor_and_keeps_the_last_checkpoint() {
         &output,
         1,
         1,
-        &["training diverged: gradient of model.", "NaN", "hint: lower optimizer.learning_rate"],
+        &[
+            "training diverged: gradient of model.",
+            "values are NaN or infinite, after ",
+            " optimizer steps",
+            "hint: lower optimizer.learning_rate",
+        ],
     );
     assert_eq!(scene.status("run").as_deref(), Some("failed"));
     let kept = scene.checkpoints("run", "rl");
@@ -633,6 +638,39 @@ fn divergence_names_the_tensor_and_keeps_the_last_checkpoint() {
         tallow::checkpoints::check(&checkpoint).expect("a checkpoint is whole");
         tallow_policies::Decoder::from_folder(&checkpoint).expect("its weights are numbers");
     }
+}
+
+#[test]
+fn weights_that_are_no_numbers_are_named_and_never_on_disk() {
+    let scene = Scene::new();
+    for (stage, rate) in [("pretrain", "1e39"), ("rl", "1e39"), ("rl", "1e30"), ("rl", "1e12")] {
+        let out = format!("{stage}_{rate}");
+        let rate = format!("--set={stage}.optimizer.learning_rate={rate}");
+        let every = format!("--set={stage}.checkpoint_every=1");
+        let output = scene.output(["run", "tiny.toml", "-q", "--out", &out, &rate, &every]);
+        check_told(&output, 1, 1, &["training diverged: ", " model.", "learning_rate"]);
+        assert_eq!(scene.status(&out).as_deref(), Some("failed"));
+        let mut saved = scene.checkpoints(&out, stage);
+        saved.extend(
+            scene
+                .path(&out)
+                .join("models")
+                .read_dir()
+                .expect("a folder")
+                .map(|it| it.expect("an entry").path()),
+        );
+        for folder in saved.iter().filter(|it| it.join("model.safetensors").exists()) {
+            tallow_policies::Decoder::from_folder(folder).expect("its weights are numbers");
+        }
+        assert!(!scene.path(&out).join("models").join(stage).exists(), "the stage did not end");
+    }
+}
+
+#[test]
+fn phrases_and_marks_that_cannot_be_counted_are_refused() {
+    check_refused("rl.phrases={ mine = [] }", &["phrases.mine", "reflection"]);
+    check_refused("rl.phrases={ mine = [\" \"] }", &["phrases.mine", "everywhere"]);
+    check_refused("rl.answer_mark=\"\"", &["answer_mark"]);
 }
 
 #[test]

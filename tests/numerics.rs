@@ -240,8 +240,7 @@ fn the_cut_into_micro_batches_changes_no_rl_update() {
             let algorithm = grpo(json!({ "aggregation": aggregation, "kl": kl }));
             let what = format!("{aggregation} with kl_weight {kl_weight}");
             let updated = |micro_batch_tokens: usize| {
-                let beside =
-                    if kl_weight > 0.0 { Beside::Start } else { Beside::Nothing };
+                let beside = if kl_weight > 0.0 { Beside::Start } else { Beside::Nothing };
                 let mut learner = scene.learner(micro_batch_tokens, beside);
                 let metrics = learner
                     .update(&algorithm, &scene.groups, &settings(2, 2, 0))
@@ -462,10 +461,9 @@ fn shared_prompts_change_an_update_by_rounding_only() {
             ..OptimizerConfig::default()
         };
         let decoder = scene.decoder.snapshot().expect("a copy");
-        let mut learner = Learner::new(decoder, config, 10, Beside::Nothing, Seed(1)).expect("a learner");
-        learner
-            .update(&grpo(json!({})), &scene.groups, &settings(2, 2, 0))
-            .expect("an update");
+        let mut learner =
+            Learner::new(decoder, config, 10, Beside::Nothing, Seed(1)).expect("a learner");
+        learner.update(&grpo(json!({})), &scene.groups, &settings(2, 2, 0)).expect("an update");
         learner
     };
     let shared = updated(true, false);

@@ -28,6 +28,11 @@ fn rollouts_that_run_ahead_are_counted_stale_and_every_evaluation_is_made() {
     let staleness: Vec<f64> =
         lines.iter().filter_map(|it| it["learner/staleness_mean"].as_f64()).collect();
     assert!(staleness.iter().all(|it| (0.0..=2.0).contains(it)), "{staleness:?}");
+    for line in lines.iter().filter(|it| it["rollout/accuracy"].is_number()) {
+        let bars = (0..=2).map(|it| line[format!("learner/staleness_{it}").as_str()].as_f64());
+        let bars: Vec<f64> = bars.map(|it| it.expect("a bar for each allowed delay")).collect();
+        assert!((bars.iter().sum::<f64>() - 1.0).abs() < 1e-9, "{bars:?}");
+    }
     let evaluated: Vec<u64> = lines
         .iter()
         .filter(|it| it["stage"] == "rl" && !it["eval/accuracy"].is_null())

@@ -66,6 +66,9 @@ fn check_kills(settings: &[&str], shares: &[f64]) {
     let begun = Instant::now();
     scene.run("whole", settings);
     let duration = begun.elapsed();
+    // Gains are told against an evaluation that a resumed run did not make itself.
+    let metrics = scene.read("whole/metrics.jsonl");
+    assert!(metrics.contains("eval/pass@2_gain"), "no gain to compare");
     let mut run = 0;
     let mut resumed = settings.to_vec();
     resumed.push("--resume");

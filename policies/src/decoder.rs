@@ -158,6 +158,19 @@ impl Decoder {
         self.resident.as_ref().map_or(Ok(()), |it| it.read(&self.parameters))
     }
 
+    /// Whether every [trained](Self::trainable) value is a number.
+    ///
+    /// # Errors
+    /// [`PolicyError::Weights`] with the first tensor that holds a NaN or an infinity, or if the
+    /// device fails.
+    pub fn check_finite(&self) -> Result<(), PolicyError> {
+        self.read_back()?;
+        for (name, variable) in self.trainable().iter() {
+            PolicyError::unless_finite(name, &Values::of(variable)?)?;
+        }
+        Ok(())
+    }
+
     /// One step of the optimizer, on what is [trained](Self::trainable).
     ///
     /// # Errors

@@ -4,6 +4,8 @@
 
 use std::path::{Path, PathBuf};
 
+use rayon::prelude::*;
+
 /// A failure of the model or its files; never a verdict on a completion.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -55,6 +57,17 @@ pub enum PolicyError {
         problem: String,
     },
 
+    /// Weights, adapters or moments of the optimizer stopped being numbers.
+    #[error("{bad} of {count} values of {name} are NaN or infinite")]
+    Weights {
+        /// The first such tensor's name.
+        name: String,
+        /// How many of its values are no numbers.
+        bad: usize,
+        /// How many it has.
+        count: usize,
+    },
+
     /// What the model computes stopped being numbers, though its weights are.
     #[error("{what} hold NaN or an infinity, though the weights are numbers")]
     NotFinite {
@@ -103,7 +116,28 @@ impl PolicyError {
         Self::Device { message: message.into() }
     }
 
+    /// Nothing, or how many of a tensor's values are no numbers.
+    pub(crate) fn unless_finite(name: &str, values: &[f32]) -> Result<(), Self> {
+        match not_finite(values) {
+            0 => Ok(()),
+            bad => Err(Self::Weights { name: name.to_owned(), bad, count: values.len() }),
+        }
+    }
+
     pub(crate) fn contract(message: impl Into<String>) -> Self {
         Self::Contract { message: message.into() }
     }
 }
+
+/// How many values are NaN or an infinity.
+pub(crate) fn not_finite(values: &[f32]) -> usize {
+    // Without a branch, so that the loop takes no longer than reading the values.
+    let in_chunk = |chunk: &[f32]| chunk.iter().map(|it| usize::from(!it.is_finite())).sum();
+    match values.len() {
+        0..=SHORT => in_chunk(values),
+        _ => values.par_chunks(SHORT).map(in_chunk).sum(),
+    }
+}
+
+/// Values that are not worth a second thread.
+const SHORT: usize = 64 * 1024;

@@ -23,7 +23,7 @@ use safetensors::tensor::SafeTensors;
 use serde::{Deserialize, Serialize};
 
 use crate::checkpoint;
-use crate::error::PolicyError;
+use crate::error::{PolicyError, not_finite};
 use crate::gpu::gradients::DeviceGradients;
 use crate::gpu::optimizer::DeviceMoments;
 use crate::gpu::weights::Resident;
@@ -244,7 +244,9 @@ impl GradientSet {
         for (name, gradient) in self.iter() {
             let square = sum_of_squares(gradient);
             if !square.is_finite() {
-                return Err(PolicyError::gradient(name, "holds NaN or an infinity"));
+                let (bad, count) = (not_finite(gradient), gradient.len());
+                let problem = format!("{bad} of {count} values are NaN or infinite");
+                return Err(PolicyError::gradient(name, problem));
             }
             total += square;
         }
@@ -336,6 +338,23 @@ impl AdamW {
             Some(limit) => (limit / (grad_norm + CLIP_FLOOR)).min(1.0),
             None => 1.0,
         }
+    }
+
+    /// Whether the moments are numbers. A squared gradient may overflow where the gradient does
+    /// not, and its weight would stand still from then on.
+    ///
+    /// # Errors
+    /// [`PolicyError::Weights`] with the first tensor that holds a NaN or an infinity.
+    pub fn check_finite(&self) -> Result<(), PolicyError> {
+        for (name, Moments { mean, square }) in &self.moments {
+            PolicyError::unless_finite(&format!("{name}{MEAN}"), mean)?;
+            PolicyError::unless_finite(&format!("{name}{SQUARE}"), square)?;
+        }
+        for (name, mean, square) in self.device.read()? {
+            PolicyError::unless_finite(&format!("{name}{MEAN}"), &mean)?;
+            PolicyError::unless_finite(&format!("{name}{SQUARE}"), &square)?;
+        }
+        Ok(())
     }
 
     /// Writes moments and step count as one safetensors file.

@@ -83,8 +83,7 @@ impl Case {
     }
 
     fn inputs<T: DeserializeOwned>(&self) -> Result<T, NoResult> {
-        T::deserialize(&self.inputs)
-            .map_err(|error| NoResult::Broken(format!("inputs: {error}")))
+        T::deserialize(&self.inputs).map_err(|error| NoResult::Broken(format!("inputs: {error}")))
     }
 }
 
@@ -302,14 +301,14 @@ enum KlMetric {
 impl PolicySettings {
     fn loss(&self) -> Result<PolicyLoss, NoResult> {
         let needed = |name: &str, value: Option<f64>| {
-            value.ok_or_else(|| NoResult::Unsupported(format!("`{}` without {name}", self.surrogate)))
+            value.ok_or_else(|| {
+                NoResult::Unsupported(format!("`{}` without {name}", self.surrogate))
+            })
         };
         let surrogate = match self.surrogate.as_str() {
-            "clip" => Surrogate::Clip {
-                low: self.clip_low,
-                high: self.clip_high,
-                dual: self.dual_clip,
-            },
+            "clip" => {
+                Surrogate::Clip { low: self.clip_low, high: self.clip_high, dual: self.dual_clip }
+            }
             "cispo" => Surrogate::Cispo { low: self.clip_low, high: self.clip_high },
             "unclipped" => Surrogate::Unclipped,
             "reinforce" => Surrogate::Reinforce,
@@ -413,8 +412,7 @@ fn policy_loss(case: &Case) -> Outcome {
         Some(grid) => layout.flat(name, grid).map(Some),
         None => Ok(None),
     };
-    let logprobs =
-        flat("logprobs", &inputs.logprobs)?.ok_or_else(|| missing("logprobs"))?;
+    let logprobs = flat("logprobs", &inputs.logprobs)?.ok_or_else(|| missing("logprobs"))?;
     let behavior = flat("behavior_logprobs", &inputs.behavior_logprobs)?;
     let sampler = flat("sampler_logprobs", &inputs.sampler_logprobs)?;
     let reference = flat("reference_logprobs", &inputs.reference_logprobs)?;
@@ -423,8 +421,9 @@ fn policy_loss(case: &Case) -> Outcome {
     let sampler = sampler.unwrap_or_else(|| behavior.clone());
     let mut outputs = Map::new();
     let advantages = match (settings.advantage.as_deref(), &inputs.rewards) {
-        (None, _) => flat("advantages", &inputs.advantages)?
-            .ok_or_else(|| missing("advantages"))?,
+        (None, _) => {
+            flat("advantages", &inputs.advantages)?.ok_or_else(|| missing("advantages"))?
+        }
         (Some("teacher_minus_student"), _) => {
             let reference = reference.as_ref().ok_or_else(|| missing("reference_logprobs"))?;
             let credit: Vec<f64> =
@@ -563,9 +562,8 @@ fn divergence(
     let logits = flat("logits", &inputs.logits)?;
     let teacher = flat("teacher_logits", &inputs.teacher_logits)?;
     let vocab = logits.first().map_or(0, Vec::len);
-    let matrix = |rows: &[Vec<f64>]| {
-        Tensor::from_vec(rows.concat(), (rows.len(), vocab), &Device::Cpu)
-    };
+    let matrix =
+        |rows: &[Vec<f64>]| Tensor::from_vec(rows.concat(), (rows.len(), vocab), &Device::Cpu);
     let variable = Var::from_tensor(&matrix(&logits)?)?;
     let losses = generalised_divergence(
         &(variable.as_tensor() / temperature)?,
@@ -735,19 +733,14 @@ fn clipped(rewards: Option<Vec<f64>>, clip: Option<[f64; 2]>) -> Option<Vec<f64>
     rewards.map(|rewards| rewards.into_iter().map(bound).collect())
 }
 
-fn token_returns(
-    settings: &AdvantageSettings,
-    inputs: &AdvantageCase,
-    layout: &Layout,
-) -> Outcome {
+fn token_returns(settings: &AdvantageSettings, inputs: &AdvantageCase, layout: &Layout) -> Outcome {
     let gamma = settings.gamma.ok_or_else(|| NoResult::Unsupported("no `gamma`".into()))?;
     let judged = inputs
         .rewards
         .as_ref()
         .map(|rewards| rewards.iter().map(|it| it.unwrap_or(0.0)).collect::<Vec<f64>>());
     let judged = clipped(judged, settings.reward_clip);
-    let mut rewards =
-        position_rewards(inputs.token_rewards.as_ref(), judged.as_deref(), layout)?;
+    let mut rewards = position_rewards(inputs.token_rewards.as_ref(), judged.as_deref(), layout)?;
     if let Some(kl) = &settings.kl_in_reward {
         if kl.reduction != Reduction::PerToken {
             return Err(NoResult::Unsupported("kl_in_reward by sequence in a token return".into()));
@@ -791,11 +784,8 @@ fn gae(case: &Case) -> Outcome {
     layout.check("values", &inputs.values)?;
     let judged = clipped(inputs.rewards, settings.reward_clip);
     let rewards = position_rewards(inputs.token_rewards.as_ref(), judged.as_deref(), &layout)?;
-    let gae = Gae {
-        gamma: settings.gamma,
-        lambda: settings.gae_lambda,
-        masked: settings.masked_tokens,
-    };
+    let gae =
+        Gae { gamma: settings.gamma, lambda: settings.gae_lambda, masked: settings.masked_tokens };
     let mut credit = Vec::new();
     let mut targets = Vec::new();
     for ((rewards, values), mask) in rewards.iter().zip(&inputs.values).zip(&layout.mask) {
@@ -880,8 +870,7 @@ fn kl(case: &Case) -> Outcome {
     if case.algorithm == "adaptive_kl" {
         let settings: AdaptiveSettings = case.settings()?;
         let inputs: AdaptiveCase = case.inputs()?;
-        let controller =
-            AdaptiveKl { target: settings.kl_target, horizon: settings.horizon };
+        let controller = AdaptiveKl { target: settings.kl_target, horizon: settings.horizon };
         let weights = inputs.kl.iter().zip(&inputs.num_steps).scan(
             settings.kl_coef_init,
             |weight, (kl, replies)| {

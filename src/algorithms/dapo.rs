@@ -33,7 +33,8 @@ impl Default for DapoConfig {
 
 impl AlgorithmConfig for DapoConfig {
     const NAME: &'static str = "dapo";
-    const SUMMARY: &'static str = "GRPO with clip-higher, token mean, dynamic sampling, soft overlong";
+    const SUMMARY: &'static str =
+        "GRPO with clip-higher, token mean, dynamic sampling, soft overlong";
 
     fn build(&self) -> Result<Algorithm, ConfigFault> {
         let loss = clipped(self.clip_low, self.clip_high)?;

@@ -73,10 +73,9 @@ impl AlgorithmConfig for DistillConfig {
                 squared_log_ratio: SQUARED_LOG_RATIO,
                 ..PolicyLoss::new(Surrogate::Unclipped)
             })),
-            Compared::Vocabulary => Objective::Divergence {
-                beta: self.beta,
-                aggregation: Aggregation::TokenMean,
-            },
+            Compared::Vocabulary => {
+                Objective::Divergence { beta: self.beta, aggregation: Aggregation::TokenMean }
+            }
         };
         Ok(Algorithm {
             reference: Some(Reference::Folder(self.teacher.clone())),

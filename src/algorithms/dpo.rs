@@ -66,7 +66,8 @@ impl DpoConfig {
 
 impl AlgorithmConfig for DpoConfig {
     const NAME: &'static str = "dpo";
-    const SUMMARY: &'static str = "direct preference optimisation on each group's best and worst reply";
+    const SUMMARY: &'static str =
+        "direct preference optimisation on each group's best and worst reply";
 
     fn build(&self) -> Result<Algorithm, ConfigFault> {
         let objective = Objective::Pairs(self.preference_loss()?);

@@ -40,8 +40,7 @@ impl AlgorithmConfig for DppoConfig {
         must_have_room("delta_low", self.delta_low)?;
         must_have_room("delta_high", self.delta_high)?;
         let rule = GroupCredit::new(Baseline::GroupMean, Normalise::None);
-        let surrogate =
-            Surrogate::Dppo { delta_low: self.delta_low, delta_high: self.delta_high };
+        let surrogate = Surrogate::Dppo { delta_low: self.delta_low, delta_high: self.delta_high };
         let loss = PolicyLoss {
             squared_log_ratio: self.squared_log_ratio,
             measures: Measures { clip_rule: ClipRule::Dropped, ..Measures::default() },

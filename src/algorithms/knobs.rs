@@ -219,7 +219,13 @@ impl Knobs {
             match &mut algorithm.objective {
                 Objective::Policy(loss) if !loss.is_of_replies() => loss.aggregation = aggregation,
                 Objective::Divergence { aggregation: old, .. } => *old = aggregation,
-                _ => return Err(senseless("aggregation", name, "has one loss a reply or pair, not a token")),
+                _ => {
+                    return Err(senseless(
+                        "aggregation",
+                        name,
+                        "has one loss a reply or pair, not a token",
+                    ));
+                }
             }
         }
         if let Some(normalise) = self.normalise {
@@ -383,8 +389,11 @@ fn apply_kl(kl: KlConfig, algorithm: &mut Algorithm) -> Result<(), ConfigFault> 
     (algorithm.adaptive_kl, algorithm.refresh_every) = (None, 0);
     if kl.weight == 0.0 {
         if kl.adaptive.is_some() {
-            return Err(ConfigFault::new("kl.adaptive", "a weight of 0 stays 0 whatever it is multiplied by")
-                .expected("kl.weight above 0, such as 0.01"));
+            return Err(ConfigFault::new(
+                "kl.adaptive",
+                "a weight of 0 stays 0 whatever it is multiplied by",
+            )
+            .expected("kl.weight above 0, such as 0.01"));
         }
         return Ok(());
     }

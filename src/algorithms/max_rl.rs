@@ -21,13 +21,12 @@ pub struct MaxRlConfig {}
 
 impl AlgorithmConfig for MaxRlConfig {
     const NAME: &'static str = "max_rl";
-    const SUMMARY: &'static str = "REINFORCE with credit over the group's mean: likelihood of being right";
+    const SUMMARY: &'static str =
+        "REINFORCE with credit over the group's mean: likelihood of being right";
 
     fn build(&self) -> Result<Algorithm, ConfigFault> {
-        let rule = GroupCredit {
-            epsilon: 0.0,
-            ..GroupCredit::new(Baseline::GroupMean, Normalise::Mean)
-        };
+        let rule =
+            GroupCredit { epsilon: 0.0, ..GroupCredit::new(Baseline::GroupMean, Normalise::Mean) };
         let loss = PolicyLoss::new(Surrogate::Reinforce);
         Ok(Algorithm::new(Self::NAME, Credit::Group { rule, whitening: None }, loss))
     }

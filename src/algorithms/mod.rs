@@ -351,8 +351,7 @@ impl Algorithm {
             }
             Credit::Verified { at_least } => {
                 learns = of.rewards.iter().map(|it| it >= at_least).collect();
-                let credit: Vec<f64> =
-                    learns.iter().map(|it| f64::from(u8::from(*it))).collect();
+                let credit: Vec<f64> = learns.iter().map(|it| f64::from(u8::from(*it))).collect();
                 per_reply(&credit)
             }
             Credit::Pairs | Credit::Teacher => vec![0.0; lengths.iter().sum()],
@@ -380,12 +379,14 @@ impl Algorithm {
         let replies: Vec<usize> = (0..rewards.len()).collect();
         for group in replies.chunk_by(|one, other| groups[*one] == groups[*other]) {
             // The first of equals, so that the choice is the same on every machine.
-            let best = group.iter().copied().reduce(|best, it| {
-                if rewards[it] > rewards[best] { it } else { best }
-            });
-            let worst = group.iter().copied().reduce(|worst, it| {
-                if rewards[it] < rewards[worst] { it } else { worst }
-            });
+            let best = group
+                .iter()
+                .copied()
+                .reduce(|best, it| if rewards[it] > rewards[best] { it } else { best });
+            let worst = group
+                .iter()
+                .copied()
+                .reduce(|worst, it| if rewards[it] < rewards[worst] { it } else { worst });
             if let (Some(best), Some(worst)) = (best, worst)
                 && rewards[best] > rewards[worst]
             {

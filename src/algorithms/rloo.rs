@@ -38,7 +38,8 @@ impl AlgorithmConfig for RlooConfig {
                 ratio_level: RatioLevel::SequenceProduct,
                 counting: Counting { empty: Some(true), ..Counting::default() },
                 measures: Measures { clip_of_replies: true, ..Measures::default() },
-                ..clipped(clip, clip).map_err(|fault| ConfigFault { key: "clip".into(), ..fault })?
+                ..clipped(clip, clip)
+                    .map_err(|fault| ConfigFault { key: "clip".into(), ..fault })?
             },
         };
         let loss = loss.aggregated(Aggregation::SequenceSum);

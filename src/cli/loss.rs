@@ -39,9 +39,8 @@ pub fn loss(args: &LossArgs, common: &Common) -> Result<(), Error> {
     };
     let text = std::fs::read_to_string(path)
         .map_err(|error| Error::Data(format!("cannot read {}: {error}", path.display())))?;
-    let file: File = serde_json::from_str(&text).map_err(|error| {
-        Error::Data(format!("{}:{}: {error}", path.display(), error.line()))
-    })?;
+    let file: File = serde_json::from_str(&text)
+        .map_err(|error| Error::Data(format!("{}:{}: {error}", path.display(), error.line())))?;
     let output = Output::open(args.out.as_deref())?;
     let mut unsupported = 0;
     let mut lines = Vec::with_capacity(file.cases.len());

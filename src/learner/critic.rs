@@ -5,7 +5,8 @@ use std::path::Path;
 use candle_core::{Device, Var};
 use tallow_envs::Seed;
 use tallow_policies::{
-    AdamW, AdamWConfig, Decoder, GradientSet, HeadInit, Keep, Pass, ScalarHead, ScalarModel,
+    AdamW, AdamWConfig, Decoder, GradientSet, HeadInit, Keep, Pass, PolicyError, ScalarHead,
+    ScalarModel,
 };
 
 use super::OptimizerConfig;
@@ -162,10 +163,7 @@ impl Critic {
             own.model.backward(&mut own.pass, &by.slopes, &mut own.gradients)?;
         }
         let rate = own.learning_rate * factor;
-        let report = own
-            .model
-            .step(&mut own.optimizer, &own.gradients, rate)
-            .map_err(super::diverged)?;
+        let report = own.model.step(&mut own.optimizer, &own.gradients, rate).map_err(diverged)?;
         metrics.set("learner/critic_grad_norm", report.grad_norm);
         Ok(metrics)
     }
@@ -191,7 +189,9 @@ impl Critic {
     /// If a file cannot be read or belongs to another model.
     pub fn restore(&mut self, folder: &Path) -> Result<(), Error> {
         match &mut self.stands {
-            Stands::OnPolicy(head) => head.copy_from(&ScalarHead::load(&folder.join(HEAD_FILE))?)?,
+            Stands::OnPolicy(head) => {
+                head.copy_from(&ScalarHead::load(&folder.join(HEAD_FILE))?)?
+            }
             Stands::Alone(own) => {
                 own.model.copy_from(&ScalarModel::from_folder(&folder.join(FOLDER))?)?;
                 own.optimizer = AdamW::load(own.adamw.clone(), &folder.join(OPTIMIZER_FILE))?;
@@ -228,4 +228,12 @@ pub fn gradient(
     let errors = values.iter().zip(returns).map(|(value, it)| (it - f64::from(*value)).powi(2));
     metrics.add("learner/value_squared_error", errors.sum::<f64>() / tokens);
     Ok(ValueGradient { slopes, metrics })
+}
+
+/// A gradient that is no number is not the model's failure but the training's.
+fn diverged(error: PolicyError) -> Error {
+    match error {
+        PolicyError::Gradient { .. } => Error::Diverged(format!("the critic: {error}")),
+        other => other.into(),
+    }
 }

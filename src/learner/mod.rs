@@ -7,6 +7,7 @@
 
 pub mod batch;
 pub mod critic;
+mod guard;
 pub mod memory;
 pub mod update;
 
@@ -15,7 +16,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use tallow_envs::Seed;
 use tallow_policies::{
-    AdamW, AdamWConfig, Decoder, GradientSet, Keep, LoraConfig, Pass, PolicyError, Schedule, lora,
+    AdamW, AdamWConfig, Decoder, GradientSet, Keep, LoraConfig, Pass, Schedule, lora,
 };
 
 use crate::algorithms::ppo::CriticConfig;
@@ -256,23 +257,6 @@ impl Learner {
         self.steps
     }
 
-    /// Writes weights (a Hugging Face folder, or the adapters alone) and optimizer state into
-    /// `folder`, which exists.
-    ///
-    /// # Errors
-    /// If a file cannot be written.
-    pub fn save(&self, folder: &Path) -> Result<(), Error> {
-        match self.decoder.adapters() {
-            Some(_) => self.decoder.save_adapter(folder, "")?,
-            None => self.decoder.save_folder(folder)?,
-        }
-        self.optimizer.save(&folder.join(OPTIMIZER_FILE))?;
-        if let (true, Some(reference)) = (self.refreshed, &self.reference) {
-            reference.save_folder(&folder.join(REFERENCE_FOLDER))?;
-        }
-        self.critic.as_ref().map_or(Ok(()), |it| it.save(folder))
-    }
-
     /// Goes on from what [`save`](Self::save) wrote, `steps` optimizer steps into the schedule.
     ///
     /// # Errors
@@ -319,6 +303,7 @@ impl Learner {
             self.decoder.forward(&mut self.pass, &batch.sequences)?;
             let scores = self.decoder.score(&mut self.pass, &batch.rows, &batch.targets, 1.0)?;
             loss -= scores.logprobs.iter().map(|it| f64::from(*it)).sum::<f64>() / scored as f64;
+            self.finite_loss(loss)?;
             let slopes = vec![-1.0 / scored as f32; batch.targets.len()];
             self.decoder.backward(&mut self.pass, &slopes, &mut self.gradients)?;
         }
@@ -374,23 +359,14 @@ impl Learner {
             }
             None => self.decoder.step(&mut self.optimizer, &self.gradients, rate),
         };
-        let report = stepped.map_err(diverged)?;
+        let report = stepped.map_err(|it| self.diverged(it))?;
         if !report.update_norm.is_finite() {
-            let told = format!("a step of {} on the weights is no number", report.update_norm);
-            return Err(Error::Diverged(told));
+            return Err(self.step_too_long()?);
         }
         self.steps += 1;
         let mut metrics = Metrics::new();
         metrics.set("learner/grad_norm", report.grad_norm);
         metrics.set("learner/learning_rate", rate);
         Ok(metrics)
-    }
-}
-
-/// A gradient that is no number is not the model's failure but the training's.
-fn diverged(error: PolicyError) -> Error {
-    match error {
-        PolicyError::Gradient { .. } => Error::Diverged(error.to_string()),
-        other => other.into(),
     }
 }

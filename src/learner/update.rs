@@ -175,7 +175,8 @@ impl Learner {
         let sequences: Vec<Sequence> = samples.iter().map(|it| it.sequence.clone()).collect();
         let whole_vocabulary = matches!(algorithm.objective, Objective::Divergence { .. });
         if let Some(reference) = self.reference.as_ref().filter(|_| !whole_vocabulary) {
-            let scored = self.scored(&sequences, |part| Self::score(reference, part, temperature))?;
+            let scored =
+                self.scored(&sequences, |part| Self::score(reference, part, temperature))?;
             for (sample, scored) in samples.iter_mut().zip(scored) {
                 sample.reference_logprobs = scored;
             }
@@ -302,8 +303,9 @@ impl Learner {
             let entropies = (loss.entropy_bonus != 0.0).then(|| variable(&scores.entropies));
             let entropies = entropies.transpose()?;
             let reference = flat(&|it| &it.reference_logprobs, part);
-            let reference =
-                (!reference.is_empty()).then(|| Tensor::new(reference, &Device::Cpu)).transpose()?;
+            let reference = (!reference.is_empty())
+                .then(|| Tensor::new(reference, &Device::Cpu))
+                .transpose()?;
             let part_loss = loss.loss(
                 &plan,
                 run.clone(),
@@ -322,7 +324,7 @@ impl Learner {
             for (name, value) in part_loss.metrics {
                 metrics.add(name, value);
             }
-            metrics.add("learner/loss", part_loss.loss.to_scalar::<f64>()?);
+            metrics.add("learner/loss", self.finite_loss(part_loss.loss.to_scalar()?)?);
             let gradients = part_loss.loss.backward()?;
             let slopes = |by: &Var| match gradients.get(by) {
                 Some(slopes) => Ok(numbers(slopes)?.into_iter().map(|it| it as f32).collect()),
@@ -406,7 +408,7 @@ impl Learner {
                 metrics.add(name, value);
             }
             let scalar = (judged.losses.sum_all()? / total)?;
-            metrics.add("learner/loss", scalar.to_scalar::<f64>()?);
+            metrics.add("learner/loss", self.finite_loss(scalar.to_scalar()?)?);
             let slopes: Vec<f32> = match scalar.backward()?.get(&logprobs) {
                 Some(slopes) => numbers(slopes)?.into_iter().map(|it| it as f32).collect(),
                 None => vec![0.0; scores.logprobs.len()],
@@ -472,7 +474,7 @@ impl Learner {
             let losses = generalised_divergence(&logits, &matrix(taught)?, beta)?;
             let spread = Rows::new(&lengths[run.clone()])?.spread_values(&weights[run]);
             let scalar = (losses * Tensor::new(spread, &Device::Cpu)?)?.sum_all()?;
-            metrics.add("learner/loss", scalar.to_scalar::<f64>()?);
+            metrics.add("learner/loss", self.finite_loss(scalar.to_scalar()?)?);
             let gradients = scalar.backward()?;
             let slopes: Vec<f32> = match gradients.get(&logits) {
                 Some(slopes) => {
@@ -548,21 +550,13 @@ impl PreferenceLoss {
             &side(&reference, 1)?,
         )?;
         let every_second = |first: usize| rewards.iter().skip(first).step_by(2).copied().collect();
-        Ok(Judged {
-            losses,
-            chosen_rewards: every_second(0),
-            rejected_rewards: every_second(1),
-        })
+        Ok(Judged { losses, chosen_rewards: every_second(0), rejected_rewards: every_second(1) })
     }
 }
 
 impl Sample {
     fn valued(&self) -> Valued<'_> {
-        Valued {
-            sequence: &self.sequence,
-            old_values: &self.values,
-            returns: &self.returns,
-        }
+        Valued { sequence: &self.sequence, old_values: &self.values, returns: &self.returns }
     }
 }
 
@@ -588,8 +582,7 @@ fn usable_samples(
             let stretches = trajectory.turns.iter().map(|it| it.range.clone());
             let sequence = Sequence::with_stretches(trajectory.tokens.clone(), stretches);
             let tokens = sequence.scored_tokens();
-            let logprobs: Vec<f64> =
-                trajectory.logprobs().into_iter().map(f64::from).collect();
+            let logprobs: Vec<f64> = trajectory.logprobs().into_iter().map(f64::from).collect();
             let reward = f64::from(member.reward);
             samples.push(Sample {
                 group: group_index,
@@ -661,9 +654,7 @@ fn mean_kl(estimator: KlEstimator, samples: &[Sample]) -> f64 {
     let (mut sum, mut tokens) = (0.0, 0);
     for sample in samples {
         let pairs = sample.behavior_logprobs.iter().zip(&sample.reference_logprobs);
-        sum += pairs
-            .map(|(now, then)| estimator.value(now - then, KlClamps::USUAL))
-            .sum::<f64>();
+        sum += pairs.map(|(now, then)| estimator.value(now - then, KlClamps::USUAL)).sum::<f64>();
         tokens += sample.behavior_logprobs.len();
     }
     sum / tokens.max(1) as f64

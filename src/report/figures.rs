@@ -95,6 +95,19 @@ const OVER_STEPS: &[Spec] = &[
         ],
     },
     Spec {
+        slug: "answer_changes",
+        title: "Replies that change their answer",
+        caption: "Share of replies that state an answer and later a different one, and how often \
+                  these are right beside those that state one and stay with it.",
+        y_label: "share",
+        y: YAxis::Share,
+        kinds: &[
+            noisy("rollout/answer_changes_share", "change their answer"),
+            noisy("rollout/accuracy_changed", "right, changed"),
+            noisy("rollout/accuracy_unchanged", "right, unchanged"),
+        ],
+    },
+    Spec {
         slug: "entropy",
         title: "Entropy",
         caption: "Mean entropy of the policy at each token. Near zero it samples the same reply \
@@ -193,14 +206,108 @@ pub(super) fn charts(variants: &[Variant]) -> Vec<Chart> {
             charts.extend(pass_at_k(variants));
         }
     }
-    let phrases = ("phrase/", "_share", "phrases", "Phrases", "share of replies");
-    let parts = ("part/", "", "reward_parts", "Parts of the reward", "mean value");
-    for names in [phrases, parts] {
-        charts
-            .extend(variants.iter().filter_map(|variant| by_name(variant, variants.len(), names)));
+    for family in FAMILIES {
+        charts.extend(variants.iter().filter_map(|variant| of_family(family, variant, variants)));
     }
     charts
 }
+
+/// Metrics whose names are data: one plot for each variant.
+struct Family {
+    prefix: &'static str,
+    suffix: &'static str,
+    /// Only names that are whole numbers belong to it; they stand in their order.
+    numbers: bool,
+    /// What stands around a name in the legend.
+    label: (&'static str, &'static str),
+    /// Names that are zero throughout have nothing to show.
+    drop_zeros: bool,
+    /// Where every curve begins that has no value there.
+    origin: Option<(f64, f64)>,
+    slug: &'static str,
+    title: &'static str,
+    caption: &'static str,
+    y_label: &'static str,
+    y: YAxis,
+    mark: Mark,
+}
+
+/// The plots of names that are data, in reading order.
+const FAMILIES: &[Family] = &[
+    Family {
+        prefix: "eval/pass@",
+        suffix: "_gain",
+        numbers: true,
+        label: ("k = ", ""),
+        drop_zeros: false,
+        origin: Some((0.0, 0.0)),
+        slug: "pass_at_k_gain",
+        title: "Gain of pass@k over the start",
+        caption: "pass@k of each evaluation less that before the first step, on the same tasks. A \
+                  gain at k = 1 alone is choosing better among replies that were there before.",
+        y_label: "gain",
+        y: YAxis::Fitted,
+        mark: Mark::Discs,
+    },
+    Family {
+        prefix: "phrase/",
+        suffix: "_share",
+        numbers: false,
+        label: ("", ""),
+        drop_zeros: true,
+        origin: None,
+        slug: "phrases",
+        title: "Replies with a phrase",
+        caption: "Share of the replies of training batches that hold a phrase of the list. Words \
+                  prove nothing by themselves: read this beside the changed answers.",
+        y_label: "share of replies",
+        y: YAxis::FromZero,
+        mark: Mark::Noisy,
+    },
+    Family {
+        prefix: "phrase/",
+        suffix: "_per_reply",
+        numbers: false,
+        label: ("", ""),
+        drop_zeros: true,
+        origin: None,
+        slug: "phrase_counts",
+        title: "Phrases in a reply",
+        caption: "Mean number of phrases of the list in a reply of training batches.",
+        y_label: "phrases per reply",
+        y: YAxis::FromZero,
+        mark: Mark::Noisy,
+    },
+    Family {
+        prefix: "part/",
+        suffix: "",
+        numbers: false,
+        label: ("", ""),
+        drop_zeros: false,
+        origin: None,
+        slug: "reward_parts",
+        title: "Parts of the reward",
+        caption: "In training batches.",
+        y_label: "mean value",
+        y: YAxis::FromZero,
+        mark: Mark::Noisy,
+    },
+    Family {
+        prefix: "learner/staleness_",
+        suffix: "",
+        numbers: true,
+        label: ("", " behind"),
+        drop_zeros: true,
+        origin: None,
+        slug: "staleness_histogram",
+        title: "How stale the replies were",
+        caption: "Share of a batch's replies by the number of updates between the policy that \
+                  sampled their first token and the one that learned from them.",
+        y_label: "share of replies",
+        y: YAxis::Share,
+        mark: Mark::Noisy,
+    },
+];
 
 fn over_steps(spec: &Spec, variants: &[Variant]) -> Option<Chart> {
     let curves: Vec<(&Kind, &Variant, Curve)> = spec
@@ -322,46 +429,57 @@ fn pass_at_k(variants: &[Variant]) -> Option<Chart> {
     })
 }
 
-/// One plot for a variant of all keys with a prefix; names of the keys are data.
-fn by_name(
-    variant: &Variant,
-    variants: usize,
-    (prefix, suffix, slug, title, y_label): (&str, &str, &str, &str, &str),
-) -> Option<Chart> {
-    let curves: Vec<(String, Curve)> = variant
-        .keys(prefix)
-        .into_iter()
-        .flat_map(|key| {
-            let name = key.strip_prefix(prefix).unwrap_or(&key);
-            let name = name.strip_suffix(suffix).unwrap_or(name).replace('_', " ");
-            variant.curves(&key).into_iter().map(move |curve| (name.clone(), curve))
+fn of_family(family: &Family, variant: &Variant, variants: &[Variant]) -> Option<Chart> {
+    let keys = variant.keys(family.prefix).into_iter();
+    let mut named: Vec<(Option<u32>, String, String)> = keys
+        .filter_map(|key| {
+            let name = key.strip_prefix(family.prefix)?.strip_suffix(family.suffix)?.to_owned();
+            let number = name.parse().ok();
+            (number.is_some() || !family.numbers).then_some((number, name, key))
         })
+        .collect();
+    if family.numbers {
+        named.sort();
+    }
+    let curves: Vec<(String, Curve)> = named
+        .into_iter()
+        .filter_map(|(_, name, key)| {
+            let curves = variant.curves(&key);
+            let zero = curves.iter().flat_map(|it| &it.points).all(|point| point.1 == 0.0);
+            let (before, after) = family.label;
+            let label = format!("{before}{}{after}", name.replace('_', " "));
+            (!(zero && family.drop_zeros)).then_some((label, curves))
+        })
+        .flat_map(|(label, curves)| curves.into_iter().map(move |it| (label.clone(), it)))
         .collect();
     let starts = starts(std::slice::from_ref(variant), curves.iter().map(|it| &it.1));
     let series: Vec<Series> = curves
         .into_iter()
         .map(|(kind, curve)| {
             let start = start_of(&starts, &curve.stage);
+            let first = curve.points.first().map_or(0.0, |point| point.0);
+            let origin = family.origin.filter(|origin| origin.0 < first);
+            let points = origin.into_iter().chain(curve.points);
             Series {
                 group: String::new(),
                 kind,
-                mark: Mark::Noisy,
-                points: curve.points.into_iter().map(|(x, y)| (start + x, y)).collect(),
+                mark: family.mark,
+                points: points.map(|(x, y)| (start + x, y)).collect(),
                 intervals: Vec::new(),
             }
         })
         .collect();
-    let of = if variants > 1 { format!(", {}", variant.name) } else { String::new() };
+    let of = if variants.len() > 1 { format!(", {}", variant.name) } else { String::new() };
     let file_name: String =
         of.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect();
     (!series.is_empty()).then(|| Chart {
-        slug: format!("{slug}{file_name}"),
-        title: format!("{title}{of}"),
-        caption: "In training batches.".to_owned(),
+        slug: format!("{}{file_name}", family.slug),
+        title: format!("{}{of}", family.title),
+        caption: family.caption.to_owned(),
         x_label: x_label(&starts),
-        y_label: y_label.to_owned(),
+        y_label: family.y_label.to_owned(),
         x: XAxis::Steps,
-        y: YAxis::FromZero,
+        y: family.y,
         series,
         starts,
     })
@@ -371,6 +489,48 @@ fn by_name(
 mod tests {
     use super::super::run_folder::Line;
     use super::*;
+
+    fn variant(lines: Vec<Line>) -> Variant {
+        Variant {
+            name: "main".to_owned(),
+            info: serde_json::Map::new(),
+            dir: std::path::PathBuf::new(),
+            lines,
+        }
+    }
+
+    #[test]
+    fn names_that_are_data_are_ordered_told_apart_and_left_out_where_zero() {
+        let line = |step: f64| Line {
+            step,
+            stage: "rl".to_owned(),
+            values: [
+                ("eval/pass@16_gain", 0.1),
+                ("eval/pass@4_gain", -0.2),
+                ("eval/pass@4", 0.5),
+                ("phrase/restart_share", 0.0),
+                ("phrase/reflection_share", 0.5),
+                ("phrase/reflection_per_reply", 1.5),
+                ("phrase/reflection_per_reply_right", 2.5),
+                ("learner/staleness_mean", 1.0),
+                ("learner/staleness_0", 0.0),
+                ("learner/staleness_1", 1.0),
+            ]
+            .map(|(key, value)| (key.to_owned(), value))
+            .into(),
+        };
+        let charts = charts(&[variant(vec![line(1.0), line(2.0)])]);
+        let kinds = |slug: &str| -> Vec<String> {
+            let chart = charts.iter().find(|it| it.slug == slug).unwrap();
+            chart.series.iter().map(|it| it.kind.clone()).collect()
+        };
+        assert_eq!(kinds("pass_at_k_gain"), ["k = 4", "k = 16"]);
+        let gain = charts.iter().find(|it| it.slug == "pass_at_k_gain").unwrap();
+        assert_eq!(gain.series[0].points, [(0.0, 0.0), (1.0, -0.2), (2.0, -0.2)]);
+        assert_eq!(kinds("phrases"), ["reflection"]);
+        assert_eq!(kinds("phrase_counts"), ["reflection"]);
+        assert_eq!(kinds("staleness_histogram"), ["1 behind"]);
+    }
 
     #[test]
     fn stages_are_laid_end_to_end_and_marked() {
@@ -386,13 +546,7 @@ mod tests {
             line("hard", 20.0, 0.6),
             line("check", 0.0, 0.7),
         ];
-        let variant = Variant {
-            name: "main".to_owned(),
-            info: serde_json::Map::new(),
-            dir: std::path::PathBuf::new(),
-            lines,
-        };
-        let chart = charts(&[variant]).remove(0);
+        let chart = charts(&[variant(lines)]).remove(0);
         let starts = [(0.0, "easy"), (40.0, "hard"), (60.0, "check")];
         assert_eq!(chart.starts, starts.map(|(at, stage)| (at, stage.to_owned())));
         let points: Vec<_> = chart.series.iter().map(|it| it.points.clone()).collect();

@@ -76,6 +76,11 @@ fn write_variant(dir: &Path, name: &str, seed: u64) {
             for k in [1u32, 2, 4, 8, 16] {
                 let pass = 1.0 - (1.0 - accuracy).powi(k as i32);
                 row[format!("eval/pass@{k}")] = json!(pass);
+                if step > 0 {
+                    let first: f64 = if name == "main" { 0.23 } else { 0.15 };
+                    row[format!("eval/pass@{k}_gain")] =
+                        json!(pass - (1.0 - (1.0 - first).powi(k as i32)));
+                }
                 row[format!("eval/pass@{k}_low")] = json!((pass - 0.02).max(0.0));
                 row[format!("eval/pass@{k}_high")] = json!((pass + 0.02).min(1.0));
             }
@@ -98,6 +103,11 @@ fn write_variant(dir: &Path, name: &str, seed: u64) {
             "learner/clipped_share": 0.002 * (1.0 + noise.next()),
             "learner/sampler_mismatch_nats": 4e-8 * (2.0 + noise.next()),
             "learner/grad_norm": 0.3 * (1.2 + noise.next()),
+            "phrase/recheck_per_reply": 0.15 * grown + 0.01 * noise.next().abs(),
+            "phrase/backtracking_per_reply": 0.03 + 0.01 * noise.next(),
+            "rollout/answer_changes_share": 0.08 * grown + 0.01 * noise.next().abs(),
+            "rollout/accuracy_changed": (drawn - 0.1 + 0.05 * noise.next()).clamp(0.0, 1.0),
+            "rollout/accuracy_unchanged": drawn,
             "phrase/recheck_share": 0.1 * grown + 0.01 * noise.next().abs(),
             "phrase/backtracking_share": 0.02 + 0.01 * noise.next()});
         if name != "no_chains" {

@@ -5,7 +5,6 @@
 //! `max_staleness = 0` every reply is drawn from the newest weights; with more, rollouts run ahead
 //! by that many steps while the learner works.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
@@ -14,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tallow_envs::{Environment, Seed, Split};
 use tallow_policies::{Decoder, SamplingParams};
-use tallow_verifiers::{Outcome, StopReason, Verifier};
+use tallow_verifiers::Verifier;
 
 use super::{Stage, StageEntry};
 use crate::algorithms::ppo::CriticTrunk;
@@ -23,19 +22,20 @@ use crate::config::StageContext;
 use crate::config::document::Table;
 use crate::config::problem::{Fault, Problems};
 use crate::error::Error;
-use crate::evaluation::{Evaluation, EvaluationConfig};
+use crate::evaluation::{Evaluation, EvaluationConfig, StartingPoint};
 use crate::learner::memory::{Demand, cache_bound};
 use crate::learner::update::UpdateSettings;
 use crate::learner::{Beside, Learner, OptimizerConfig};
 use crate::model::{ModelSettings, ModelState};
 use crate::renderer::Renderer;
+use crate::rollout::instrumentation::Instruments;
+use crate::rollout::phrases::{self, PhraseLists, Phrases};
 use crate::rollout::pool::{GroupPlan, PoolLimits, RolloutPool};
 use crate::rollout::sampling;
 use crate::rollout::scoring::Scoring;
 use crate::rollout::task_order::TaskOrder;
 use crate::rollout::trajectory::ScoredGroup;
 use crate::run::StageRun;
-use crate::tracking::Metrics;
 
 /// This stage's row.
 pub const ENTRY: StageEntry = StageEntry {
@@ -111,8 +111,17 @@ pub struct RlConfig {
     pub cut_off_is_malformed: bool,
     /// A control: reward by a coin that shows 1 with this probability, whatever the verdict.
     pub coin_reward: Option<f64>,
-    /// Phrases to count: under each name, the texts of which a reply must hold one.
-    pub phrases: BTreeMap<String, Vec<String>>,
+    /// Phrases to count in replies: texts under a name, found as whole words in any case
+    /// (`phrases = { checking = ["ok"] }`). Given ones stand in place of the built-in lists
+    /// `reflection`, `backtracking` and `restart`; an empty list under one of these names is the
+    /// built-in one, `phrases = {}` counts nothing. Lists that the tokenizer cannot write a text of
+    /// are left out.
+    pub phrases: PhraseLists,
+    /// What an answer follows in a reply, or the opening tag that it stands in (`"="`, `"<guess>"`),
+    /// for the share of replies that change their answer; absent: boxes, else `<answer>`, else
+    /// `answer is` and the like (`verifiers/src/stated_answers.rs`).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub answer_mark: Option<String>,
     /// Held-out evaluation.
     pub evaluation: EvaluationConfig,
     /// A checkpoint every so many steps; 0 for none.
@@ -134,7 +143,8 @@ impl Default for RlConfig {
             rollout: RolloutConfig::default(),
             cut_off_is_malformed: true,
             coin_reward: None,
-            phrases: BTreeMap::new(),
+            phrases: phrases::built_in(),
+            answer_mark: None,
             evaluation: EvaluationConfig::default(),
             checkpoint_every: 20,
             samples_every: 10,
@@ -191,7 +201,8 @@ fn read(
     });
     let options = algorithm_table.as_ref().map_or_else(|| json!({}), Table::to_json);
     let config: Option<RlConfig> = table.take(problems);
-    let (config, mut algorithm) = (config?, algorithm?);
+    let (mut config, mut algorithm) = (config?, algorithm?);
+    phrases::fill_named(&mut config.phrases);
     let mut faults = faults(&config, &algorithm);
     if let Some(Reference::Folder(path)) = &mut algorithm.reference {
         *path = context.folder.join(&*path);
@@ -383,6 +394,14 @@ fn faults(config: &RlConfig, algorithm: &Algorithm) -> Vec<Fault> {
                 .expected("0, or rollout.lockstep = false"),
         );
     }
+    faults.extend(phrases::faults(&config.phrases).into_iter().map(|it| it.within("phrases")));
+    if config.answer_mark.as_deref().is_some_and(|it| it.trim().is_empty()) {
+        faults.push(
+            Fault::new("answer_mark", "nothing marks an answer")
+                .found("\"\"")
+                .expected("a text such as \"=\" or \"<guess>\", or no answer_mark at all"),
+        );
+    }
     faults.extend(config.optimizer.faults());
     if !(0.0..=1.0).contains(&config.rollout.largest_broken_share) {
         faults.push(
@@ -443,6 +462,7 @@ impl RlStage {
     fn evaluate(
         &self,
         step: u64,
+        start: &mut StartingPoint,
         pool: &mut RolloutPool,
         renderer: &Renderer,
         run: &mut StageRun<'_>,
@@ -457,7 +477,12 @@ impl RlStage {
             run_seed: run.run_seed(),
             seed: run.seed().derive(&[EVALUATION_STREAM, step]),
         };
-        let (metrics, groups) = evaluation.run(pool, |total| run.bar(total, "tasks"))?;
+        let (mut metrics, groups) = evaluation.run(pool, |total| run.bar(total, "tasks"))?;
+        if step == 0 {
+            *start = StartingPoint::of(&metrics);
+        } else {
+            metrics.extend(start.gains(&metrics));
+        }
         run.metrics(step, &metrics)?;
         run.samples(step, &groups, None, renderer)?;
         let shown = |name: &str| metrics.value(name).unwrap_or(f64::NAN);
@@ -470,78 +495,6 @@ impl RlStage {
             shown("eval/reply_tokens_mean"),
         ));
         Ok(())
-    }
-
-    /// Numbers about a step's rollouts.
-    fn rollout_metrics(&self, groups: &[ScoredGroup]) -> Metrics {
-        let mut metrics = Metrics::new();
-        let members: Vec<_> = groups.iter().flat_map(|it| &it.members).collect();
-        let count = members.len().max(1) as f64;
-        let mean = |value: &dyn Fn(&crate::rollout::trajectory::ScoredTrajectory) -> f64| {
-            members.iter().map(|it| value(it)).sum::<f64>() / count
-        };
-        let is = |yes: bool| f64::from(u8::from(yes));
-        let reward = mean(&|it| f64::from(it.reward));
-        metrics.set("rollout/reward_mean", reward);
-        let variance = mean(&|it| (f64::from(it.reward) - reward).powi(2));
-        metrics.set("rollout/reward_std", variance.sqrt());
-        let right = |it: &crate::rollout::trajectory::ScoredTrajectory| {
-            it.verdict.outcome == Outcome::Correct
-        };
-        metrics.set("rollout/accuracy", mean(&|it| is(right(it))));
-        metrics.set(
-            "rollout/malformed_share",
-            mean(&|it| is(it.verdict.outcome == Outcome::Malformed)),
-        );
-        metrics.set("rollout/reply_tokens_mean", mean(&|it| it.trajectory.sampled_tokens() as f64));
-        for (name, wanted) in
-            [("rollout/reply_tokens_right", true), ("rollout/reply_tokens_wrong", false)]
-        {
-            let lengths: Vec<usize> = members
-                .iter()
-                .filter(|it| right(it) == wanted)
-                .map(|it| it.trajectory.sampled_tokens())
-                .collect();
-            if !lengths.is_empty() {
-                metrics.set(name, lengths.iter().sum::<usize>() as f64 / lengths.len() as f64);
-            }
-        }
-        let cut = |it: &crate::rollout::trajectory::ScoredTrajectory| {
-            it.trajectory.transcript.stop == StopReason::Length
-        };
-        metrics.set("rollout/truncated_share", mean(&|it| is(cut(it))));
-        let kept = members.iter().map(|it| it.trajectory.kept_mass());
-        let (mass, tokens) = kept.fold((0.0, 0), |all, it| (all.0 + it.0, all.1 + it.1));
-        if tokens > 0 {
-            metrics.set("rollout/kept_mass_mean", mass / tokens as f64);
-        }
-        metrics.set("rollout/turns_mean", mean(&|it| it.trajectory.turns.len() as f64));
-        let still = groups.iter().filter(|it| it.has_no_variance()).count();
-        metrics.set("rollout/groups_zero_variance", still as f64 / groups.len().max(1) as f64);
-        let broken = |errors: &dyn Fn(&ScoredGroup) -> usize| {
-            groups.iter().map(errors).sum::<usize>() as f64
-        };
-        metrics.set("rollout/env_errors", broken(&|it| it.environment_errors.len()));
-        metrics.set("rollout/verifier_errors", broken(&|it| it.verifier_errors.len()));
-        for (name, texts) in &self.config.phrases {
-            let share = mean(&|it| {
-                is(it
-                    .trajectory
-                    .transcript
-                    .replies()
-                    .any(|reply| texts.iter().any(|text| reply.contains(text.as_str()))))
-            });
-            metrics.set(format!("phrase/{name}_share"), share);
-        }
-        let mut parts: BTreeMap<&str, (f64, f64)> = BTreeMap::new();
-        for (name, value) in members.iter().flat_map(|it| &it.verdict.parts) {
-            let sum = parts.entry(name).or_default();
-            *sum = (sum.0 + f64::from(*value), sum.1 + 1.0);
-        }
-        for (name, (sum, count)) in parts {
-            metrics.set(format!("part/{name}"), sum / count);
-        }
-        metrics
     }
 
     fn refuse_if_broken(&self, step: u64, groups: &[ScoredGroup]) -> Result<(), Error> {
@@ -650,12 +603,14 @@ impl Stage for RlStage {
         }
         let mut first = 0;
         let mut evaluated = false;
+        let mut beginning = StartingPoint::default();
         if let Some(checkpoint) = run.resume()? {
             let state: RlState = checkpoint.state()?;
             learner.restore(&checkpoint.path, state.optimizer_steps)?;
             learner.set_kl_weight(state.kl_weight);
             first = checkpoint.step;
             evaluated = state.evaluated;
+            beginning = state.start;
         }
         let context = learner.decoder().config().max_position_embeddings;
         let cache_bytes = match self.demand(run.model()) {
@@ -696,8 +651,13 @@ impl Stage for RlStage {
         };
         pool.publish(share(&learner)?, first)?;
         if !evaluated {
-            self.evaluate(first, &mut pool, &renderer, run)?;
+            self.evaluate(first, &mut beginning, &mut pool, &renderer, run)?;
         }
+        let instruments = Instruments {
+            phrases: Phrases::written_by(&config.phrases, &tokenizer),
+            answer_mark: config.answer_mark.clone(),
+            max_staleness: config.rollout.max_staleness,
+        };
         let bar = run.bar(config.steps, "steps");
         bar.start_at(first);
         let mut started = first;
@@ -711,12 +671,12 @@ impl Stage for RlStage {
                 pool.finish(config.groups_per_step)
             })();
             if matches!(collected, Err(Error::Interrupted)) && step > first {
-                run.keep(step, |folder| save(&learner, true, folder))?;
+                run.keep(step, |folder| save(&learner, true, &beginning, folder))?;
             }
-            let groups = collected?;
+            let groups = collected.map_err(|it| learner.sampling_error(it, step))?;
             let rollout_s = clock.elapsed().as_secs_f64();
             self.refuse_if_broken(step, &groups)?;
-            let mut metrics = self.rollout_metrics(&groups);
+            let mut metrics = instruments.measure(&groups, step);
             let updated = learner.update(
                 algorithm,
                 &groups,
@@ -734,6 +694,7 @@ impl Stage for RlStage {
             if algorithm.refresh_every > 0 && done.is_multiple_of(algorithm.refresh_every) {
                 learner.refresh_reference()?;
             }
+            learner.check_finite_before_sampling()?;
             pool.publish(share(&learner)?, done)?;
             let sampled: usize = groups
                 .iter()
@@ -757,17 +718,18 @@ impl Stage for RlStage {
             ));
             let every = config.evaluation.every;
             if done == config.steps || (every > 0 && done % every == 0) {
-                let evaluated = self.evaluate(done, &mut pool, &renderer, run);
+                let evaluated = self.evaluate(done, &mut beginning, &mut pool, &renderer, run);
                 if matches!(evaluated, Err(Error::Interrupted)) {
-                    run.keep(done, |folder| save(&learner, false, folder))?;
+                    run.keep(done, |folder| save(&learner, false, &beginning, folder))?;
                 }
-                evaluated?;
+                evaluated.map_err(|it| learner.sampling_error(it, done))?;
             }
             run.checkpoint(done, config.steps, config.checkpoint_every, |folder| {
-                save(&learner, true, folder)
+                save(&learner, true, &beginning, folder)
             })?;
         }
         drop(pool);
+        learner.check_finite()?;
         Ok(ModelState { tokenizer: Some(tokenizer), decoder: Some(learner.into_decoder()) })
     }
 }
@@ -782,14 +744,23 @@ struct RlState {
     /// Weight of a KL penalty that a controller has moved.
     #[serde(default)]
     kl_weight: Option<f64>,
+    /// What the evaluation before the first step found; empty in checkpoints of older versions.
+    #[serde(default)]
+    start: StartingPoint,
 }
 
-fn save(learner: &Learner, evaluated: bool, folder: &Path) -> Result<(), Error> {
+fn save(
+    learner: &Learner,
+    evaluated: bool,
+    start: &StartingPoint,
+    folder: &Path,
+) -> Result<(), Error> {
     learner.save(folder)?;
     let state = RlState {
         optimizer_steps: learner.steps(),
         evaluated,
         kl_weight: learner.kl_weight(),
+        start: start.clone(),
     };
     crate::run::save_state(folder, &state)
 }

@@ -25,6 +25,7 @@ mod endpoint;
 mod exchange;
 pub mod expression;
 pub mod number;
+pub mod stated_answers;
 
 #[cfg(feature = "sandbox")]
 pub mod code;

@@ -123,15 +123,17 @@ impl GroupCredit {
             }
             Baseline::LengthWeighted => {
                 let tokens: usize = lengths.iter().sum();
-                let weighted: f64 =
-                    rewards.iter().zip(lengths).map(|(reward, length)| reward * *length as f64).sum();
+                let weighted: f64 = rewards
+                    .iter()
+                    .zip(lengths)
+                    .map(|(reward, length)| reward * *length as f64)
+                    .sum();
                 let baseline = if tokens > 0 { weighted / tokens as f64 } else { mean };
                 rewards.iter().map(|it| it - baseline).collect()
             }
             Baseline::RunnerUp => {
-                let best = (0..rewards.len()).fold(0, |best, it| {
-                    if rewards[it] > rewards[best] { it } else { best }
-                });
+                let best = (0..rewards.len())
+                    .fold(0, |best, it| if rewards[it] > rewards[best] { it } else { best });
                 let others = (0..rewards.len()).filter(|it| *it != best);
                 let second = others.map(|it| rewards[it]).fold(f64::NEG_INFINITY, f64::max);
                 let credit = |it| if it == best { rewards[best] - second } else { 0.0 };

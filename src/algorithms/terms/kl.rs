@@ -74,7 +74,8 @@ impl KlEstimator {
             }
             // |d| = d sign(d), whose gradient is 0 at 0.
             Self::Abs => {
-                let signs: Vec<f64> = d.detach().to_vec1::<f64>()?.iter().map(|it| sign(*it)).collect();
+                let signs: Vec<f64> =
+                    d.detach().to_vec1::<f64>()?.iter().map(|it| sign(*it)).collect();
                 (&d * Tensor::new(signs, d.device())?)?
             }
         };

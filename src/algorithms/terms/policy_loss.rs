@@ -482,7 +482,8 @@ impl PolicyLoss {
         }
         let against = if self.measures.approx_kl_against_behavior { &behavior } else { anchor };
         let bound = self.measures.approx_kl_clamp.unwrap_or(f64::INFINITY);
-        let drift = against.iter().zip(&logprobs).map(|(then, now)| (then - now).clamp(-bound, bound));
+        let drift =
+            against.iter().zip(&logprobs).map(|(then, now)| (then - now).clamp(-bound, bound));
         metrics.push(("learner/approx_kl_nats", plan.token_mean(tokens, drift)));
         let gap = sampler.iter().zip(&behavior).map(|(drawn, old)| drawn - old);
         metrics.push(("learner/sampler_kl_nats", plan.token_mean(tokens, gap)));

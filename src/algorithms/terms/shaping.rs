@@ -21,7 +21,6 @@ impl Default for SoftOverlong {
 }
 
 impl SoftOverlong {
-
     /// What a reply of `tokens` loses where `longest` are allowed; without `capped` the punishment
     /// goes on growing past the longest, as in verl.
     pub fn penalty(&self, tokens: usize, longest: usize, capped: bool) -> f64 {

@@ -180,10 +180,7 @@ impl Surrogate {
             Self::HardZero { low, high } => (Some(low), Some(high)),
             _ => (None, None),
         };
-        (
-            low.map_or(f64::NEG_INFINITY, |it| 1.0 - it),
-            high.map_or(f64::INFINITY, |it| 1.0 + it),
-        )
+        (low.map_or(f64::NEG_INFINITY, |it| 1.0 - it), high.map_or(f64::INFINITY, |it| 1.0 + it))
     }
 }
 

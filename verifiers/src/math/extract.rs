@@ -101,7 +101,23 @@ pub fn extract<'a>(reply: &'a str, search: &Search) -> Result<Found<'a>, Missing
 
 /// The last run of boxes: `Ok(None)` if there is no box at all.
 fn boxes(text: &str) -> Result<Option<Cow<'_, str>>, Missing> {
-    let mut run: Vec<&str> = Vec::new();
+    let (mut runs, read) = box_runs(text);
+    read?;
+    Ok(runs.pop().map(joined))
+}
+
+/// A run of boxes as one answer.
+pub(crate) fn joined<'a>(mut run: Vec<&'a str>) -> Cow<'a, str> {
+    run.dedup_by(|a, b| a.trim() == b.trim());
+    match run.as_slice() {
+        [only] => Cow::Borrowed(only),
+        several => Cow::Owned(several.join(", ")),
+    }
+}
+
+/// All runs of boxes in order, none of them empty, and what is wrong with what follows them.
+pub(crate) fn box_runs(text: &str) -> (Vec<Vec<&str>>, Result<(), Missing>) {
+    let mut runs: Vec<Vec<&str>> = Vec::new();
     let mut run_end = 0;
     let mut at = 0;
     while let Some((start, after)) = next_box(text, at) {
@@ -109,7 +125,9 @@ fn boxes(text: &str) -> Result<Option<Cow<'_, str>>, Missing> {
         let inner = rest.trim_start();
         let open = after + (rest.len() - inner.len());
         let (content, end) = if inner.starts_with('{') {
-            let close = closing_brace(text, open).ok_or(Missing::OpenBox)?;
+            let Some(close) = closing_brace(text, open) else {
+                return (runs, Err(Missing::OpenBox));
+            };
             (&text[open + 1..close], close + 1)
         } else {
             // `\boxed 7`: one word, as a person would read it.
@@ -119,26 +137,21 @@ fn boxes(text: &str) -> Result<Option<Cow<'_, str>>, Missing> {
             if end == 0 {
                 // Only a name without anything to hold.
                 at = after;
-                if next_box(text, at).is_none() && run.is_empty() {
-                    return Err(Missing::Nothing);
+                if next_box(text, at).is_none() && runs.is_empty() {
+                    return (runs, Err(Missing::Nothing));
                 }
                 continue;
             }
             (&inner[..end], open + end)
         };
-        if !run.is_empty() && !is_connector(&text[run_end..start]) {
-            run.clear();
+        match runs.last_mut() {
+            Some(run) if is_connector(&text[run_end..start]) => run.push(content),
+            _ => runs.push(vec![content]),
         }
-        run.push(content);
         run_end = end;
         at = end;
     }
-    run.dedup_by(|a, b| a.trim() == b.trim());
-    Ok(match run.as_slice() {
-        [] => None,
-        [only] => Some(Cow::Borrowed(only)),
-        several => Some(Cow::Owned(several.join(", "))),
-    })
+    (runs, Ok(()))
 }
 
 /// The next `\boxed` or `\fbox`: where it begins and where its name ends.
