@@ -560,6 +560,7 @@ impl StageRun<'_> {
             turns.push(SampleTurn {
                 role: role_name(message.role).into(),
                 text: message.content.clone(),
+                start: sampled.map(|it| it.range.start as u64),
                 ids: ids.to_vec(),
                 token_texts: renderer.tokenizer().token_texts(ids),
                 logprobs: sampled.map_or_else(Vec::new, |it| it.logprobs.clone()),
@@ -577,6 +578,7 @@ impl StageRun<'_> {
             },
             member: trajectory.member as u64,
             prompt: prompt.join("\n"),
+            tokens: trajectory.tokens.clone(),
             turns,
             reward: Some(f64::from(member.reward)),
             outcome: text_of(&member.verdict.outcome),

@@ -31,6 +31,9 @@ pub struct SampleRecord {
     pub member: u64,
     /// The task's text as the policy saw it.
     pub prompt: String,
+    /// Every token of the episode, prompt and tool output included.
+    #[serde(default)]
+    pub tokens: Vec<u32>,
     /// What was said, in order.
     pub turns: Vec<SampleTurn>,
     /// What the learner was told: the verdict's reward, or a coin's in a control.
@@ -69,6 +72,9 @@ pub struct SampleTurn {
     pub role: String,
     /// The turn as text.
     pub text: String,
+    /// Where a reply's `ids` begin in the episode's `tokens`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub start: Option<u64>,
     /// The tokens.
     #[serde(default)]
     pub ids: Vec<u32>,
@@ -232,9 +238,11 @@ mod tests {
             task: SampleTask { split: split.to_owned(), index: 3 },
             member,
             prompt: "2 + 2 = ?".to_owned(),
+            tokens: vec![5, 6, 19, 7],
             turns: vec![SampleTurn {
                 role: "assistant".to_owned(),
                 text: "4 \u{1f56f}".to_owned(),
+                start: Some(2),
                 ids: vec![19, 7],
                 token_texts: vec!["4".to_owned(), " \u{1f56f}".to_owned()],
                 logprobs: vec![-0.1, -2.7182817],

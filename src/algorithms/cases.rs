@@ -51,7 +51,8 @@ pub enum NoResult {
 
 impl From<candle_core::Error> for NoResult {
     fn from(error: candle_core::Error) -> Self {
-        Self::Broken(error.to_string())
+        // What follows the first line is a backtrace.
+        Self::Broken(error.to_string().lines().next().unwrap_or_default().to_owned())
     }
 }
 

@@ -61,12 +61,13 @@ fn check_credit(algorithm: &Algorithm, broken: &mut Vec<String>) {
             broken.push(format!("credit {credit:?} of rewards {rewards:?}"));
             return;
         }
-        let raised_reply = stream.random_range(0..LENGTHS.len());
-        let mut raised = rewards.clone();
-        raised[raised_reply] += 0.5;
-        let after = credit_of(algorithm, &raised);
-        if after[raised_reply] < credit[raised_reply] - 1e-9 {
-            broken.push(format!("raising reward {raised_reply} of {rewards:?} lowered its credit"));
+        for better in 0..LENGTHS.len() {
+            for worse in (0..LENGTHS.len()).filter(|it| rewards[*it] < rewards[better]) {
+                if credit[better] < credit[worse] - 1e-9 {
+                    broken.push(format!("of rewards {rewards:?} the better gets less: {credit:?}"));
+                    return;
+                }
+            }
         }
     }
     let same = credit_of(algorithm, &[1.0; LENGTHS.len()]);

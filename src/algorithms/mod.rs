@@ -49,7 +49,9 @@ use terms::shaping::SoftOverlong;
 /// A method of policy optimisation with its settings.
 ///
 /// # Contract (see [`contract::check_algorithm`])
-/// - Equal rewards give equal credit; raising one reply's reward never lowers its credit.
+/// - Equal rewards give equal credit; of two siblings the one of higher reward never gets less, at
+///   its last token. (Raising a reply's reward may lower its own credit where credit is whitened over
+///   tokens: the deviation grows faster than the lead.)
 /// - On fresh samples (ratio 1, penalties off) the gradient of the loss by a token's log-probability
 ///   is minus its advantage times its reply's weight: learning begins as REINFORCE does.
 /// - A token with advantage 0 on fresh samples has no gradient.

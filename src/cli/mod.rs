@@ -3,6 +3,7 @@
 
 mod attack;
 mod chat;
+mod compare;
 mod list;
 mod loss;
 mod measure;
@@ -144,7 +145,7 @@ fn dispatch(cli: Cli, registry: &Registry) -> Result<(), Error> {
         Verb::Check(args) => run::check(&args, common, registry),
         Verb::List(args) => list::list(&args, common, registry),
         Verb::Verify(args) => verify::verify(&args, common, registry),
-        Verb::Loss(args) => loss::loss(&args, common),
+        Verb::Loss(args) => loss::loss(&args, common, registry),
         Verb::Attack(args) => attack::run(&args, common, registry),
         Verb::Generate(args) => model::generate(&args, common),
         Verb::Score(args) => model::score(&args, common),

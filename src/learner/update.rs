@@ -68,10 +68,13 @@ struct Sample {
     staleness: u64,
 }
 
-/// One minibatch's numbers, and how far sampler and learner disagreed.
-struct Stepped {
+/// What one minibatch left in the learner's gradients, and numbers about it.
+struct Accumulated {
     metrics: Metrics,
+    /// How far sampler and learner disagreed, nats a token.
     mismatch: f64,
+    /// Whether anything had a gradient at all.
+    teaches: bool,
 }
 
 impl Learner {
@@ -86,33 +89,13 @@ impl Learner {
         groups: &[ScoredGroup],
         settings: &UpdateSettings,
     ) -> Result<Updated, Error> {
-        let blank = |group: &ScoredGroup| vec![Vec::new(); group.members.len()];
-        let mut updated =
-            Updated { metrics: Metrics::new(), credit: groups.iter().map(blank).collect() };
-        let mut samples = usable_samples(algorithm, groups, settings);
+        let mut updated = Updated { metrics: Metrics::new(), credit: blank(groups) };
+        let (samples, bundle) = self.prepared(algorithm, groups, settings, &mut updated)?;
         if samples.is_empty() {
             return Ok(updated);
         }
         let metrics = &mut updated.metrics;
-        let stale: u64 = samples.iter().map(|it| it.staleness).sum();
-        metrics.set("learner/staleness_mean", stale as f64 / samples.len() as f64);
-        self.annotate(algorithm, &mut samples, settings.temperature)?;
         let kl_weight = self.kl_weight.unwrap_or(algorithm.kl_weight());
-        assign_credit(algorithm, &mut samples, kl_weight);
-        for sample in &samples {
-            updated.credit[sample.group][sample.member] =
-                sample.advantages.iter().map(|it| *it as f32).collect();
-        }
-        let bundle = match algorithm.objective {
-            Objective::Pairs(_) => {
-                samples = paired(samples);
-                2
-            }
-            _ => 1,
-        };
-        if samples.is_empty() {
-            return Ok(updated);
-        }
         self.adapt_kl(algorithm, &samples, kl_weight, metrics);
         let warmup = self.critic.as_ref().map_or(0, |it| it.config().warmup_steps);
         let only_critic = settings.newest < warmup;
@@ -139,21 +122,17 @@ impl Learner {
                     report.extend(critic.learn(&replies, factor)?);
                 }
                 if !only_critic {
-                    let stepped = match &algorithm.objective {
-                        Objective::Policy(loss) => {
-                            self.policy_step(loss, part, kl_weight, settings)?
-                        }
-                        Objective::Pairs(loss) => self.pair_step(loss, &part, settings)?,
-                        Objective::Divergence { beta, aggregation } => {
-                            self.divergence_step(*beta, *aggregation, &part, settings)?
-                        }
-                    };
+                    let done = self.accumulate(algorithm, part, kl_weight, settings)?;
                     // Only before the first step are these still the weights that sampled; later the
                     // difference is learning, not a disagreement between sampler and learner.
                     if updates == 0.0 {
-                        metrics.set("learner/sampler_mismatch_nats", stepped.mismatch);
+                        metrics.set("learner/sampler_mismatch_nats", done.mismatch);
                     }
-                    report.extend(stepped.metrics);
+                    report.extend(done.metrics);
+                    // A minibatch in which nothing has credit changes nothing, moments included.
+                    if done.teaches {
+                        report.extend(self.step()?);
+                    }
                 }
                 sums.accumulate(&report);
                 updates += 1.0;
@@ -163,6 +142,74 @@ impl Learner {
         metrics.extend(sums);
         metrics.set("learner/optimizer_steps", self.steps as f64);
         Ok(updated)
+    }
+
+    /// The gradient that a method makes of scored groups with the weights as they are, all in one
+    /// minibatch, and numbers about it. No weight changes.
+    ///
+    /// # Errors
+    /// If the model fails or a gradient is not finite.
+    pub fn gradient(
+        &mut self,
+        algorithm: &Algorithm,
+        groups: &[ScoredGroup],
+        settings: &UpdateSettings,
+    ) -> Result<(Metrics, Vec<f32>), Error> {
+        let mut updated = Updated { metrics: Metrics::new(), credit: blank(groups) };
+        let (samples, _) = self.prepared(algorithm, groups, settings, &mut updated)?;
+        let part: Vec<&Sample> = samples.iter().collect();
+        let done = self.accumulate(algorithm, part, algorithm.kl_weight(), settings)?;
+        let flat = self.gradients.iter().flat_map(|(_, values)| values).copied().collect();
+        Ok((done.metrics, flat))
+    }
+
+    /// The samples of a batch with their credit, and how many neighbours stay together; notes the
+    /// credit in `updated`.
+    fn prepared(
+        &self,
+        algorithm: &Algorithm,
+        groups: &[ScoredGroup],
+        settings: &UpdateSettings,
+        updated: &mut Updated,
+    ) -> Result<(Vec<Sample>, usize), Error> {
+        let mut samples = usable_samples(algorithm, groups, settings);
+        if samples.is_empty() {
+            return Ok((samples, 1));
+        }
+        let stale: u64 = samples.iter().map(|it| it.staleness).sum();
+        updated.metrics.set("learner/staleness_mean", stale as f64 / samples.len() as f64);
+        self.annotate(algorithm, &mut samples, settings.temperature)?;
+        let kl_weight = self.kl_weight.unwrap_or(algorithm.kl_weight());
+        assign_credit(algorithm, &mut samples, kl_weight);
+        for sample in &samples {
+            updated.credit[sample.group][sample.member] =
+                sample.advantages.iter().map(|it| *it as f32).collect();
+        }
+        Ok(match algorithm.objective {
+            Objective::Pairs(_) => (paired(samples), 2),
+            _ => (samples, 1),
+        })
+    }
+
+    /// Forward, loss and backward of one minibatch, into the learner's gradients.
+    fn accumulate(
+        &mut self,
+        algorithm: &Algorithm,
+        part: Vec<&Sample>,
+        kl_weight: f64,
+        settings: &UpdateSettings,
+    ) -> Result<Accumulated, Error> {
+        match &algorithm.objective {
+            Objective::Policy(loss) => self.policy_gradient(loss, part, kl_weight, settings),
+            Objective::Pairs(loss) => {
+                let pairs: Vec<ScoredReply<'_>> = part.iter().map(|it| it.scored_reply()).collect();
+                let metrics = self.preference_gradient(loss, &pairs, settings.temperature)?;
+                Ok(Accumulated { metrics, mismatch: 0.0, teaches: !pairs.is_empty() })
+            }
+            Objective::Divergence { beta, aggregation } => {
+                self.divergence_gradient(*beta, *aggregation, &part, settings)
+            }
+        }
     }
 
     /// The passes that credit needs: the policy before the update, the reference, the critic.
@@ -238,13 +285,13 @@ impl Learner {
         }
     }
 
-    fn policy_step(
+    fn policy_gradient(
         &mut self,
         loss: &PolicyLoss,
         mut samples: Vec<&Sample>,
         kl_weight: f64,
         settings: &UpdateSettings,
-    ) -> Result<Stepped, Error> {
+    ) -> Result<Accumulated, Error> {
         // Without credit, and without anything else in the loss, there is no gradient: such replies
         // count in the denominators and are not computed.
         let only_credit = loss.kl.is_none()
@@ -276,6 +323,8 @@ impl Learner {
             metrics.set(*name, *value);
         }
         let mut mismatch = 0.0;
+        // Sums of the importance ratio of each token and of its square.
+        let mut weights = (0.0, 0.0);
         let sharing = self.config.sharing();
         self.gradients.reset();
         let sequences = samples[..active].iter().map(|it| &it.sequence);
@@ -293,8 +342,12 @@ impl Learner {
                 settings.temperature,
             )?;
             let sampler = flat(&|it| &it.sampler_logprobs, part);
-            let differences = scores.logprobs.iter().zip(&sampler);
-            mismatch += differences.map(|(now, then)| (f64::from(*now) - then).abs()).sum::<f64>();
+            for (now, then) in scores.logprobs.iter().zip(&sampler) {
+                let log_ratio = f64::from(*now) - then;
+                mismatch += log_ratio.abs();
+                let ratio = log_ratio.exp();
+                weights = (weights.0 + ratio, weights.1 + ratio * ratio);
+            }
             let entropy: f64 = scores.entropies.iter().map(|it| f64::from(*it)).sum();
             metrics.add("learner/entropy_nats", entropy / computed);
 
@@ -353,29 +406,12 @@ impl Learner {
             };
             self.decoder.backward_scores(&mut self.pass, &by, &mut self.gradients)?;
         }
-        // A minibatch in which nothing has credit changes nothing, moments included.
-        if active > 0 {
-            metrics.extend(self.step()?);
+        // Kish's share of samples that importance weights of the policy of now leave effective.
+        if weights.1 > 0.0 {
+            let share = (weights.0 / computed).powi(2) / (weights.1 / computed);
+            metrics.set("learner/effective_sample_size", share);
         }
-        Ok(Stepped { metrics, mismatch: mismatch / computed })
-    }
-
-    /// Neighbours are pairs: the preferred reply, then the other.
-    fn pair_step(
-        &mut self,
-        loss: &PreferenceLoss,
-        samples: &[&Sample],
-        settings: &UpdateSettings,
-    ) -> Result<Stepped, Error> {
-        let pairs: Vec<ScoredReply<'_>> = samples
-            .iter()
-            .map(|it| ScoredReply {
-                sequence: &it.sequence,
-                reference_logprobs: &it.reference_logprobs,
-            })
-            .collect();
-        let metrics = self.preference_step(loss, &pairs, settings.temperature)?;
-        Ok(Stepped { metrics, mismatch: 0.0 })
+        Ok(Accumulated { metrics, mismatch: mismatch / computed, teaches: active > 0 })
     }
 
     /// One optimizer step on pairs of replies: the preferred one, then the other, and so on.
@@ -383,6 +419,17 @@ impl Learner {
     /// # Errors
     /// If the model fails or a gradient is not finite (the weights are then unchanged).
     pub fn preference_step(
+        &mut self,
+        loss: &PreferenceLoss,
+        replies: &[ScoredReply<'_>],
+        temperature: f64,
+    ) -> Result<Metrics, Error> {
+        let mut metrics = self.preference_gradient(loss, replies, temperature)?;
+        metrics.extend(self.step()?);
+        Ok(metrics)
+    }
+
+    fn preference_gradient(
         &mut self,
         loss: &PreferenceLoss,
         replies: &[ScoredReply<'_>],
@@ -415,17 +462,16 @@ impl Learner {
             };
             self.decoder.backward(&mut self.pass, &slopes, &mut self.gradients)?;
         }
-        metrics.extend(self.step()?);
         Ok(metrics)
     }
 
-    fn divergence_step(
+    fn divergence_gradient(
         &mut self,
         beta: f64,
         aggregation: Aggregation,
         samples: &[&Sample],
         settings: &UpdateSettings,
-    ) -> Result<Stepped, Error> {
+    ) -> Result<Accumulated, Error> {
         let Some(teacher) = self.reference.clone() else {
             return Err(Error::Diverged("distillation without a teacher".into()));
         };
@@ -485,8 +531,7 @@ impl Learner {
             };
             self.decoder.backward_logits(&mut self.pass, &slopes, &mut self.gradients)?;
         }
-        metrics.extend(self.step()?);
-        Ok(Stepped { metrics, mismatch: mismatch / tokens })
+        Ok(Accumulated { metrics, mismatch: mismatch / tokens, teaches: !samples.is_empty() })
     }
 }
 
@@ -555,9 +600,18 @@ impl PreferenceLoss {
 }
 
 impl Sample {
+    fn scored_reply(&self) -> ScoredReply<'_> {
+        ScoredReply { sequence: &self.sequence, reference_logprobs: &self.reference_logprobs }
+    }
+
     fn valued(&self) -> Valued<'_> {
         Valued { sequence: &self.sequence, old_values: &self.values, returns: &self.returns }
     }
+}
+
+/// No credit for any reply.
+fn blank(groups: &[ScoredGroup]) -> Vec<Vec<Vec<f32>>> {
+    groups.iter().map(|group| vec![Vec::new(); group.members.len()]).collect()
 }
 
 fn usable_samples(

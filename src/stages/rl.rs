@@ -394,6 +394,16 @@ fn faults(config: &RlConfig, algorithm: &Algorithm) -> Vec<Fault> {
                 .expected("0, or rollout.lockstep = false"),
         );
     }
+    if algorithm.refill.is_some() && config.rollout.max_staleness > 0 {
+        faults.push(
+            Fault::new(
+                "algorithm.refill",
+                "whether more tasks are needed is known when a step's rewards are, not ahead of it",
+            )
+            .found(format!("rollout.max_staleness = {}", config.rollout.max_staleness))
+            .expected("rollout.max_staleness = 0, or a method that does not refill"),
+        );
+    }
     faults.extend(phrases::faults(&config.phrases).into_iter().map(|it| it.within("phrases")));
     if config.answer_mark.as_deref().is_some_and(|it| it.trim().is_empty()) {
         faults.push(
@@ -442,12 +452,13 @@ impl RlStage {
         }
     }
 
-    fn plans(&self, step: u64, order: &mut TaskOrder, seed: Seed) -> Vec<GroupPlan> {
+    /// A step's number of groups, the tasks at these places of the order.
+    fn plans(&self, batch: u64, order: &mut TaskOrder, seed: Seed) -> Vec<GroupPlan> {
         let params = Arc::new(self.config.sampling.clone());
-        let per_step = self.config.groups_per_step as u64;
-        (0..per_step)
+        let per_batch = self.config.groups_per_step as u64;
+        (0..per_batch)
             .map(|it| {
-                let position = step * per_step + it;
+                let position = batch * per_batch + it;
                 GroupPlan {
                     split: Split::Train,
                     index: order.index(position),
@@ -497,8 +508,26 @@ impl RlStage {
         Ok(())
     }
 
+    fn state(
+        &self,
+        learner: &Learner,
+        evaluated: bool,
+        start: &StartingPoint,
+        refilled: u64,
+    ) -> RlState {
+        RlState {
+            optimizer_steps: learner.steps(),
+            evaluated,
+            kl_weight: learner.kl_weight(),
+            refilled,
+            start: start.clone(),
+        }
+    }
+
     fn refuse_if_broken(&self, step: u64, groups: &[ScoredGroup]) -> Result<(), Error> {
-        let played = self.config.replies();
+        let members = groups.iter().map(|it| it.members.len());
+        let lost = groups.iter().map(|it| it.environment_errors.len() + it.verifier_errors.len());
+        let played = members.chain(lost).sum();
         let environment: Vec<&String> =
             groups.iter().flat_map(|it| &it.environment_errors).collect();
         let verifier: Vec<&String> = groups.iter().flat_map(|it| &it.verifier_errors).collect();
@@ -603,6 +632,7 @@ impl Stage for RlStage {
         }
         let mut first = 0;
         let mut evaluated = false;
+        let mut refilled = 0;
         let mut beginning = StartingPoint::default();
         if let Some(checkpoint) = run.resume()? {
             let state: RlState = checkpoint.state()?;
@@ -611,6 +641,7 @@ impl Stage for RlStage {
             first = checkpoint.step;
             evaluated = state.evaluated;
             beginning = state.start;
+            refilled = state.refilled;
         }
         let context = learner.decoder().config().max_position_embeddings;
         let cache_bytes = match self.demand(run.model()) {
@@ -660,23 +691,45 @@ impl Stage for RlStage {
         };
         let bar = run.bar(config.steps, "steps");
         bar.start_at(first);
-        let mut started = first;
+        // Batches of tasks played before this step, and under way: more than one a step where
+        // groups that teach nothing are replaced.
+        let mut played = refilled + first;
+        let mut started = played;
         for step in first..config.steps {
             let clock = Instant::now();
             let collected = (|| {
-                while started < config.steps && started <= self.furthest(step) {
+                while step + (started - played) < config.steps.min(self.furthest(step) + 1) {
                     pool.start(&self.plans(started, &mut order, seed))?;
                     started += 1;
                 }
-                pool.finish(config.groups_per_step)
+                let mut groups = pool.finish(config.groups_per_step)?;
+                let most = algorithm.refill.map_or(1, |it| it.most_batches);
+                for _ in 1..most {
+                    if teaching(&groups).count() >= config.groups_per_step {
+                        break;
+                    }
+                    self.refuse_if_broken(step, &groups)?;
+                    pool.start(&self.plans(started, &mut order, seed))?;
+                    started += 1;
+                    groups.extend(pool.finish(config.groups_per_step)?);
+                }
+                Ok(groups)
             })();
             if matches!(collected, Err(Error::Interrupted)) && step > first {
-                run.keep(step, |folder| save(&learner, true, &beginning, folder))?;
+                let state = self.state(&learner, true, &beginning, refilled);
+                run.keep(step, |folder| save(&learner, &state, folder))?;
             }
-            let groups = collected.map_err(|it| learner.sampling_error(it, step))?;
+            let mut groups = collected.map_err(|it| learner.sampling_error(it, step))?;
             let rollout_s = clock.elapsed().as_secs_f64();
             self.refuse_if_broken(step, &groups)?;
             let mut metrics = instruments.measure(&groups, step);
+            let batches = (groups.len() / config.groups_per_step) as u64;
+            played += batches;
+            if algorithm.refill.is_some() {
+                refilled += batches - 1;
+                metrics.set("rollout/batches_played", batches as f64);
+                groups = teaching(&groups).take(config.groups_per_step).cloned().collect();
+            }
             let updated = learner.update(
                 algorithm,
                 &groups,
@@ -720,12 +773,13 @@ impl Stage for RlStage {
             if done == config.steps || (every > 0 && done % every == 0) {
                 let evaluated = self.evaluate(done, &mut beginning, &mut pool, &renderer, run);
                 if matches!(evaluated, Err(Error::Interrupted)) {
-                    run.keep(done, |folder| save(&learner, false, &beginning, folder))?;
+                    let state = self.state(&learner, false, &beginning, refilled);
+                    run.keep(done, |folder| save(&learner, &state, folder))?;
                 }
                 evaluated.map_err(|it| learner.sampling_error(it, done))?;
             }
             run.checkpoint(done, config.steps, config.checkpoint_every, |folder| {
-                save(&learner, true, &beginning, folder)
+                save(&learner, &self.state(&learner, true, &beginning, refilled), folder)
             })?;
         }
         drop(pool);
@@ -744,25 +798,22 @@ struct RlState {
     /// Weight of a KL penalty that a controller has moved.
     #[serde(default)]
     kl_weight: Option<f64>,
+    /// Batches of tasks played beyond one a step, to replace groups that teach nothing.
+    #[serde(default)]
+    refilled: u64,
     /// What the evaluation before the first step found; empty in checkpoints of older versions.
     #[serde(default)]
     start: StartingPoint,
 }
 
-fn save(
-    learner: &Learner,
-    evaluated: bool,
-    start: &StartingPoint,
-    folder: &Path,
-) -> Result<(), Error> {
+fn save(learner: &Learner, state: &RlState, folder: &Path) -> Result<(), Error> {
     learner.save(folder)?;
-    let state = RlState {
-        optimizer_steps: learner.steps(),
-        evaluated,
-        kl_weight: learner.kl_weight(),
-        start: start.clone(),
-    };
-    crate::run::save_state(folder, &state)
+    crate::run::save_state(folder, state)
+}
+
+/// Groups whose rewards differ.
+fn teaching(groups: &[ScoredGroup]) -> impl Iterator<Item = &ScoredGroup> {
+    groups.iter().filter(|it| !it.has_no_variance())
 }
 
 /// A teacher's model, beside the policy that learns from it.

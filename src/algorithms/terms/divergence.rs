@@ -14,6 +14,9 @@ use candle_nn::ops::log_softmax;
 /// # Errors
 /// If the shapes disagree.
 pub fn generalised_divergence(logits: &Tensor, teacher: &Tensor, beta: f64) -> Result<Tensor> {
+    if logits.elem_count() == 0 {
+        return logits.sum(D::Minus1);
+    }
     let student = log_softmax(logits, D::Minus1)?;
     let teacher = log_softmax(teacher, D::Minus1)?.detach();
     let kl = |from: &Tensor, to: &Tensor| (from.exp()? * (from - to)?)?.sum(D::Minus1);

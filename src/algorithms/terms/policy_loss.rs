@@ -237,7 +237,7 @@ impl PolicyLoss {
         let correction = self.correction.map(|correction| {
             let corrected =
                 correction.corrected(step.lengths, step.behavior_logprobs, step.sampler_logprobs);
-            metrics.push(("learner/effective_sample_size", corrected.effective_sample_size));
+            metrics.push(("learner/corrected_sample_size", corrected.effective_sample_size));
             metrics.push(("learner/importance_weight_mean", corrected.mean_weight));
             let kept = corrected.kept.iter().filter(|it| **it).count() as f64;
             metrics.push(("learner/kept_share", kept / corrected.kept.len().max(1) as f64));
