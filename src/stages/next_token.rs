@@ -233,7 +233,7 @@ impl Stage for NextTokenStage {
                 learner.save(folder)
             })?;
         }
-        Ok(ModelState { tokenizer: Some(tokenizer), decoder: Some(learner.into_decoder()) })
+        Ok(ModelState { tokenizer: Some(tokenizer), decoder: Some(learner.into_decoder()), scorer: None })
     }
 }
 
