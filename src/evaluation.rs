@@ -229,7 +229,9 @@ fn set_mean(metrics: &mut Metrics, name: &str, values: &[f64]) {
     }
 }
 
-fn set_interval(metrics: &mut Metrics, name: &str, values: &[f64]) {
+/// The mean of independent values from 0 to 1 as `name`, its 95 % interval as `name_low` and
+/// `name_high`.
+pub fn set_interval(metrics: &mut Metrics, name: &str, values: &[f64]) {
     if values.is_empty() {
         return;
     }

@@ -28,7 +28,9 @@ pub mod chat_template;
 pub mod corpus;
 pub mod device;
 pub mod documents;
+pub mod preferences;
 pub mod renderer;
+pub mod reward_scorer;
 
 pub mod bench;
 pub mod report;

@@ -6,7 +6,9 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use tallow_envs::Seed;
 use tallow_policies::gpu::Device;
-use tallow_policies::{Decoder, InitOptions, ModelConfig, PolicyError, Sizes, Tokenizer};
+use tallow_policies::{
+    Decoder, InitOptions, ModelConfig, PolicyError, ScalarModel, Sizes, Tokenizer,
+};
 
 use crate::chat_template::TemplateOptions;
 use crate::config::problem::Fault;
@@ -225,6 +227,8 @@ pub struct ModelState {
     pub tokenizer: Option<Arc<Tokenizer>>,
     /// The weights, once there are some.
     pub decoder: Option<Decoder>,
+    /// What a stage made beside the policy: it is what [`save`](Self::save) writes then.
+    pub scorer: Option<ScalarModel>,
 }
 
 impl ModelState {
@@ -258,10 +262,10 @@ impl ModelState {
             true => Some(Decoder::from_folder(folder)?),
             false => None,
         };
-        Ok(Self { tokenizer, decoder })
+        Ok(Self { tokenizer, decoder, scorer: None })
     }
 
-    /// Writes the state as a Hugging Face folder; `folder` exists. Adapters are merged, and stand
+    /// Writes the state as a Hugging Face folder, of the scorer if there is one; `folder` exists. Adapters are merged, and stand
     /// by themselves in `adapter/`, which names `base` as what they were trained beside.
     ///
     /// # Errors
@@ -269,6 +273,9 @@ impl ModelState {
     pub fn save(&self, folder: &Path, base: Option<&Path>) -> Result<(), Error> {
         if let Some(tokenizer) = &self.tokenizer {
             tokenizer.save_folder(folder)?;
+        }
+        if let Some(scorer) = &self.scorer {
+            return Ok(scorer.save_folder(folder)?);
         }
         if let Some(decoder) = &self.decoder {
             decoder.check_finite().map_err(|it| match it {

@@ -1,9 +1,12 @@
 //! What exists: the built-in tables and what a user's binary adds to them.
 
+use std::sync::Arc;
+
 use tallow_envs::{EnvConfig, Environments};
 use tallow_verifiers::{VerifierConfig, Verifiers};
 
 use crate::algorithms::{self, AlgorithmConfig, AlgorithmEntry};
+use crate::reward_scorer::FolderScorers;
 
 /// Environments, verifiers and algorithms by name.
 #[derive(Clone)]
@@ -21,7 +24,7 @@ impl Registry {
     pub fn builtin() -> Self {
         Self {
             environments: Environments::builtin(),
-            verifiers: Verifiers::builtin(),
+            verifiers: Verifiers::builtin().with_scorer_loader(Arc::new(FolderScorers::default())),
             algorithms: algorithms::BUILTIN.to_vec(),
         }
     }

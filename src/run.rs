@@ -15,10 +15,11 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tallow_envs::{Seed, Split};
 use tallow_policies::gpu::Device;
+use tallow_verifiers::{Preparation, Verifier};
 
 use crate::checkpoints::{Checkpoints, Retention};
 use crate::config::document::resolved_toml;
-use crate::config::{Experiment, RunPlan};
+use crate::config::{Experiment, RunPlan, StagePlan};
 use crate::console::{Bar, Console, SampleRow, samples_table};
 use crate::device;
 use crate::documents::resolve;
@@ -32,6 +33,9 @@ use crate::run_folder::{
 use crate::samples::{self, SampleRecord, SampleTask, SampleTurn};
 use crate::tensorboard::{EventWriter, unix_seconds};
 use crate::tracking::{MetricLine, MetricSink, Metrics, ResumePoint, Tracker};
+
+/// The folder of a run in which the models of its stages lie.
+const MODELS: &str = "models";
 
 /// Checkpoints kept of each stage: one may be damaged, and then the one before serves.
 const KEPT_CHECKPOINTS: usize = 2;
@@ -136,15 +140,21 @@ fn run_variants(
 }
 
 /// The longest sequence of stages that `plan` shares with a variant that is done, as their number
-/// and the folder of the model they left.
+/// and the folder with the models they left.
 fn shared_start(plan: &RunPlan, done: &[(&RunPlan, PathBuf)]) -> Option<(usize, PathBuf)> {
     (1..=plan.stages.len()).rev().find_map(|count| {
         let (other, folder) = done.iter().find(|(other, _)| {
             other.stages.len() >= count && other.prefix(count) == plan.prefix(count)
         })?;
-        let model = folder.join("models").join(&other.stages[count - 1].name);
-        model.is_dir().then_some((count, model))
+        let models = folder.join(MODELS);
+        models.join(&other.stages[count - 1].name).is_dir().then_some((count, models))
     })
+}
+
+/// The name of the newest policy among those of the first `count` stages.
+fn newest_policy(plan: &RunPlan, count: usize) -> Option<&str> {
+    let before = plan.stages[..count].iter().rev();
+    before.clone().find(|it| it.stage.leaves_policy()).map(|it| it.name.as_str())
 }
 
 fn variant_name(plan: &RunPlan) -> Option<String> {
@@ -259,12 +269,15 @@ impl Sitting<'_> {
         let retention = Retention { keep_last: Some(KEPT_CHECKPOINTS), keep_every: None };
         let checkpoints = Checkpoints::new(folder.checkpoints(), retention);
         checkpoints.recover()?;
-        crate::files::recover(&folder.path().join("models"))?;
+        crate::files::recover(&folder.path().join(MODELS))?;
         let names: Vec<String> = plan.stages.iter().map(|it| it.name.clone()).collect();
         let skipped = shared.as_ref().map_or(0, |it| it.0);
         let own =
             (skipped..names.len()).take_while(|it| folder.model(&names[*it]).is_dir()).count();
         let first = skipped + own;
+        if let Some((_, models)) = &shared {
+            take_scorers(&plan.stages[..skipped], models, &folder.path().join(MODELS))?;
+        }
         // A kill may have come between a stage's model and its record.
         for index in 0..first {
             folder.set_stage(index, Status::Done)?;
@@ -291,14 +304,20 @@ impl Sitting<'_> {
         let kept = crate::tracking::read_metrics(&folder.metrics())?;
         tracker.add_sink(Box::new(TensorBoard::begin(&folder.tensorboard(), &kept)?));
         // Where the weights that a stage starts from lie.
-        let (mut state, mut base) = if own > 0 {
-            let model = folder.model(&names[first - 1]);
-            (ModelState::load(&model)?, Some(model))
-        } else if let Some((_, model)) = shared {
-            (ModelState::load(&model)?, Some(model))
-        } else {
-            let given = plan.model.folder.as_ref().map(|it| resolve(it, &plan.folder));
-            (ModelState::initial(&plan.model, &plan.folder)?, given)
+        let policy = newest_policy(plan, first).map(|name| match &shared {
+            Some((_, models)) if names[..skipped].iter().any(|it| it == name) => models.join(name),
+            _ => folder.model(name),
+        });
+        let (mut state, mut base) = match policy {
+            Some(model) => {
+                let state = ModelState::load(&model)?;
+                let base = state.decoder.is_some().then_some(model);
+                (state, base)
+            }
+            None => {
+                let given = plan.model.folder.as_ref().map(|it| resolve(it, &plan.folder));
+                (ModelState::initial(&plan.model, &plan.folder)?, given)
+            }
         };
         for (index, stage) in plan.stages.iter().enumerate().skip(first) {
             folder.set_stage(index, Status::Running)?;
@@ -319,11 +338,37 @@ impl Sitting<'_> {
             let saved = folder.model(&stage.name);
             state = stage.stage.run(state, &mut run)?;
             replace_folder(&saved, |staging| state.save(staging, base.as_deref()))?;
-            base = state.decoder.is_some().then_some(saved);
+            if state.scorer.take().is_none() {
+                base = state.decoder.is_some().then_some(saved);
+            }
             folder.set_stage(index, Status::Done)?;
         }
         Ok(())
     }
+}
+
+/// Puts what scores replies among the models of a variant that shares the stages that made it, so that
+/// its verifiers find all they need in its own folder. Files of models never change, so links do.
+fn take_scorers(stages: &[StagePlan], from: &Path, to: &Path) -> Result<(), StoreError> {
+    for stage in stages.iter().filter(|it| !it.stage.leaves_policy()) {
+        let (from, to) = (from.join(&stage.name), to.join(&stage.name));
+        if to.is_dir() {
+            continue;
+        }
+        replace_folder(&to, |staging| -> Result<(), StoreError> {
+            for name in crate::files::files_under(&from)? {
+                let (file, copy) = (from.join(&name), staging.join(&name));
+                if let Some(folder) = copy.parent() {
+                    crate::files::create_folder(folder)?;
+                }
+                if std::fs::hard_link(&file, &copy).is_err() {
+                    std::fs::copy(&file, &copy).map_err(|e| StoreError::new("copy", &file, e))?;
+                }
+            }
+            Ok(())
+        })?;
+    }
+    Ok(())
 }
 
 /// A tracker for a stage that begins: what an earlier try of it logged, step 0 included, goes.
@@ -416,6 +461,17 @@ impl StageRun<'_> {
     /// Where to compute; none is the CPU.
     pub fn device(&self) -> Option<&Device> {
         self.device
+    }
+
+    /// Lets a verifier load what it judges by, models of earlier stages among it.
+    ///
+    /// # Errors
+    /// If it cannot judge; the error names what it lacks.
+    pub fn prepare(&self, verifier: &dyn Verifier) -> Result<(), Error> {
+        let models = self.folder.path().join(MODELS);
+        verifier
+            .prepare(&Preparation { models: Some(&models) })
+            .map_err(|error| Error::Data(error.to_string()))
     }
 
     /// Threads to use.

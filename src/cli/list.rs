@@ -8,7 +8,7 @@ use crate::config::without_nulls;
 use crate::error::Error;
 use crate::model::ModelSettings;
 use crate::registry::Registry;
-use crate::{documents, stages};
+use crate::{documents, preferences, stages};
 
 /// Show what is registered.
 #[derive(Args)]
@@ -36,6 +36,8 @@ enum Kind {
     Stages,
     /// Sources of documents.
     Documents,
+    /// Sources of preference pairs.
+    Pairs,
 }
 
 /// One thing that exists.
@@ -112,6 +114,9 @@ fn rows(registry: &Registry) -> Vec<Row> {
     }
     for it in documents::BUILTIN {
         add("documents", it.name, it.summary, (it.default_options)());
+    }
+    for it in preferences::BUILTIN {
+        add("pairs", it.name, it.summary, (it.default_options)());
     }
     rows
 }

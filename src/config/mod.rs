@@ -23,15 +23,18 @@ mod strict;
 mod value;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use tallow_envs::{BuildContext, Seed};
-use tallow_verifiers::ConfigFault;
+use tallow_verifiers::{ConfigFault, Verifiers};
 
+use crate::chat_template::TemplateOptions;
 use crate::error::Error;
 use crate::model::ModelSettings;
 use crate::registry::Registry;
+use crate::reward_scorer::FolderScorers;
 use crate::stages::{self, Stage};
 use document::{Document, Table};
 use problem::{Fault, Problems};
@@ -133,9 +136,24 @@ pub struct StageContext<'a> {
     pub folder: &'a Path,
     /// Seed of the run.
     pub seed: Seed,
+    /// Names of the stages before it that leave a scorer.
+    pub scorers: &'a [String],
+    /// What the chat template sees in every conversation.
+    pub template_options: &'a TemplateOptions,
 }
 
 impl StageContext<'_> {
+    /// The verifiers that a stage can judge by.
+    pub fn verifiers(&self) -> Verifiers {
+        let loader = FolderScorers::with_options(self.template_options.clone());
+        self.registry
+            .verifiers
+            .clone()
+            .in_folder(self.folder)
+            .with_scorer_loader(Arc::new(loader))
+            .after_stages(self.scorers.iter().cloned())
+    }
+
     /// What environments are built from.
     pub fn environment_context(&self) -> BuildContext {
         BuildContext { folder: self.folder.to_path_buf(), seed: self.seed }
@@ -279,9 +297,18 @@ fn read_run(
         );
     }
     let seed = Seed(head.as_ref().map_or(1, |it| it.seed));
-    let context = StageContext { registry, folder, seed };
+    let template_options =
+        model.as_ref().map(|it| it.chat_template_kwargs.clone()).unwrap_or_default();
+    let mut scorers: Vec<String> = Vec::new();
     let mut stages: Vec<StagePlan> = Vec::new();
     for mut table in stage_tables {
+        let context = StageContext {
+            registry,
+            folder,
+            seed,
+            scorers: &scorers,
+            template_options: &template_options,
+        };
         let Some((name, stage)) = read_stage(&mut table, &context, problems) else { continue };
         if let Some(fault) = name_fault("name", &name, false) {
             problems.at(&table, fault);
@@ -291,6 +318,9 @@ fn read_run(
                 .found(name.as_str())
                 .hint("give one of them another `name`");
             problems.at(&table, fault);
+        }
+        if !stage.leaves_policy() {
+            scorers.push(name.clone());
         }
         stages.push(StagePlan { name, stage });
     }

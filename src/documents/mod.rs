@@ -130,7 +130,7 @@ pub fn build(
 }
 
 /// Refuses a path that was not given.
-fn require_path(path: &str) -> Result<(), ConfigFault> {
+pub(crate) fn require_path(path: &str) -> Result<(), ConfigFault> {
     if path.is_empty() {
         return Err(ConfigFault::new("path", "there is no file to read").expected("its path"));
     }
@@ -138,7 +138,7 @@ fn require_path(path: &str) -> Result<(), ConfigFault> {
 }
 
 /// Refuses a held-out share that is none.
-fn require_share(held_out: f64) -> Result<(), ConfigFault> {
+pub(crate) fn require_share(held_out: f64) -> Result<(), ConfigFault> {
     if (0.0..1.0).contains(&held_out) {
         return Ok(());
     }

@@ -48,6 +48,24 @@ impl Sequence {
     }
 }
 
+/// Two sequences that begin alike, of which one is preferred.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SequencePair {
+    /// The preferred one; its reply is scored.
+    pub chosen: Sequence,
+    /// The other; its reply is scored.
+    pub rejected: Sequence,
+    /// By how much it is preferred, in the units of a reward model's scores; 0 where nobody said.
+    pub margin: f64,
+}
+
+impl SequencePair {
+    /// Ids of the longer one.
+    pub fn longest(&self) -> usize {
+        self.chosen.tokens().len().max(self.rejected.tokens().len())
+    }
+}
+
 /// Sequences of one forward pass.
 #[derive(Clone, Debug, Default)]
 pub struct MicroBatch {

@@ -1,7 +1,8 @@
 //! The weights being trained. Knows nothing of environments, verifiers or which algorithm it runs.
 //!
-//! Two ways to learn: [`Learner::update`] from scored groups (RL; in [`update`]),
-//! [`Learner::next_token_step`] from sequences (pretraining and SFT). Both cut their work into micro-batches by token budget and
+//! Three ways to learn: [`Learner::update`] from scored groups (RL; in [`update`]),
+//! [`Learner::preference_step`] from pairs (DPO), [`Learner::next_token_step`] from sequences
+//! (pretraining and SFT). All cut their work into micro-batches by token budget and
 //! weigh every token by a denominator taken over the whole update, so that the cut changes nothing
 //! but rounding.
 
@@ -9,6 +10,7 @@ pub mod batch;
 pub mod critic;
 mod guard;
 pub mod memory;
+pub mod reward;
 pub mod update;
 
 use std::path::Path;
@@ -240,6 +242,11 @@ impl Learner {
     /// The weights as they are now.
     pub fn decoder(&self) -> &Decoder {
         &self.decoder
+    }
+
+    /// What penalties, pairs and distillation compare with, if there is such a model.
+    pub fn reference(&self) -> Option<&Decoder> {
+        self.reference.as_ref()
     }
 
     /// Takes the weights back, leaving the optimizer behind.

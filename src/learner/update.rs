@@ -556,6 +556,11 @@ pub struct Judged {
 }
 
 impl Judged {
+    /// Implicit rewards of each pair: of the preferred reply, then of the other.
+    pub fn rewards(&self) -> impl Iterator<Item = (f64, f64)> {
+        self.chosen_rewards.iter().copied().zip(self.rejected_rewards.iter().copied())
+    }
+
     /// Parts of the means over `total` pairs.
     pub fn metrics(&self, total: f64) -> [(&'static str, f64); 3] {
         let pairs = self.chosen_rewards.iter().zip(&self.rejected_rewards);

@@ -133,6 +133,7 @@ impl Stage for EvalStage {
 
     fn run(&self, mut start: ModelState, run: &mut StageRun<'_>) -> Result<ModelState, Error> {
         let config = &self.config;
+        run.prepare(&*self.verifier)?;
         let tokenizer = start.tokenizer()?;
         let decoder = start.decoder(run.model(), run.run_seed(), run.device())?;
         let options = run.model().chat_template_kwargs.clone();
@@ -163,6 +164,6 @@ impl Stage for EvalStage {
         drop(pool);
         run.metrics(0, &metrics)?;
         run.samples(0, &groups, None, &renderer)?;
-        Ok(ModelState { tokenizer: Some(tokenizer), decoder: Some(decoder) })
+        Ok(ModelState { tokenizer: Some(tokenizer), decoder: Some(decoder), scorer: None })
     }
 }

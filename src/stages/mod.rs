@@ -1,10 +1,14 @@
-//! Phases of training. Each takes the model the one before left and leaves a better one.
+//! Phases of training. Each takes the policy the one before left and leaves a better one, or a
+//! scorer beside it.
 //!
 //! Read [`rl`] first: it is the program's main loop.
 
+pub mod dpo;
 pub mod eval;
 pub mod next_token;
+pub mod pair_loop;
 pub mod pretrain;
+pub mod reward_model;
 pub mod rl;
 pub mod sft;
 pub mod tokenizer;
@@ -36,6 +40,12 @@ pub trait Stage: Send + Sync {
         None
     }
 
+    /// Whether what it leaves is the policy that the next stage goes on from; otherwise it leaves a
+    /// scorer, and the next stage goes on from the policy that came into this one.
+    fn leaves_policy(&self) -> bool {
+        true
+    }
+
     /// What it asks of memory; `None` if next to nothing.
     fn demand(&self, model: &ModelSettings) -> Option<Demand>;
 
@@ -59,5 +69,12 @@ pub struct StageEntry {
 }
 
 /// Every stage, in the order of a model's life.
-pub const BUILTIN: &[StageEntry] =
-    &[tokenizer::ENTRY, pretrain::ENTRY, sft::ENTRY, rl::ENTRY, eval::ENTRY];
+pub const BUILTIN: &[StageEntry] = &[
+    tokenizer::ENTRY,
+    pretrain::ENTRY,
+    sft::ENTRY,
+    dpo::ENTRY,
+    reward_model::ENTRY,
+    rl::ENTRY,
+    eval::ENTRY,
+];

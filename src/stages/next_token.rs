@@ -235,7 +235,11 @@ impl Stage for NextTokenStage {
             })?;
         }
         learner.check_finite()?;
-        Ok(ModelState { tokenizer: Some(tokenizer), decoder: Some(learner.into_decoder()) })
+        Ok(ModelState {
+            tokenizer: Some(tokenizer),
+            decoder: Some(learner.into_decoder()),
+            scorer: None,
+        })
     }
 }
 

@@ -285,7 +285,7 @@ pub fn read_verifier(
     context: &StageContext<'_>,
     problems: &mut Problems,
 ) -> (Option<Arc<dyn Verifier>>, Value) {
-    let verifiers = &context.registry.verifiers.clone().in_folder(context.folder);
+    let verifiers = &context.verifiers();
     let given = table.split_named("verifier", problems);
     let (name, built, options) = match given {
         None => {
@@ -615,6 +615,7 @@ impl Stage for RlStage {
     fn run(&self, mut start: ModelState, run: &mut StageRun<'_>) -> Result<ModelState, Error> {
         let config = &self.config;
         let algorithm = &self.algorithm;
+        run.prepare(&*self.verifier)?;
         let tokenizer = start.tokenizer()?;
         let decoder = start.decoder(run.model(), run.run_seed(), run.device())?;
         let options = run.model().chat_template_kwargs.clone();
@@ -784,7 +785,11 @@ impl Stage for RlStage {
         }
         drop(pool);
         learner.check_finite()?;
-        Ok(ModelState { tokenizer: Some(tokenizer), decoder: Some(learner.into_decoder()) })
+        Ok(ModelState {
+            tokenizer: Some(tokenizer),
+            decoder: Some(learner.into_decoder()),
+            scorer: None,
+        })
     }
 }
 
