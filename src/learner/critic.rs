@@ -5,12 +5,12 @@ use std::path::Path;
 use candle_core::{Device, Var};
 use tallow_envs::Seed;
 use tallow_policies::{
-    AdamW, AdamWConfig, Decoder, GradientSet, HeadInit, Keep, Pass, PolicyError, ScalarHead,
-    ScalarModel,
+    AdamW, AdamWConfig, Decoder, GradientSet, HeadInit, Keep, Pass, ScalarHead, ScalarModel,
 };
 
 use super::OptimizerConfig;
 use super::batch::{MicroBatch, Sequence, SharedPrompts, token_budget_runs};
+use super::guard::diverged;
 use crate::algorithms::ppo::{CriticConfig, CriticTrunk};
 use crate::algorithms::terms::surrogate::values as numbers;
 use crate::error::Error;
@@ -163,7 +163,10 @@ impl Critic {
             own.model.backward(&mut own.pass, &by.slopes, &mut own.gradients)?;
         }
         let rate = own.learning_rate * factor;
-        let report = own.model.step(&mut own.optimizer, &own.gradients, rate).map_err(diverged)?;
+        let report = own
+            .model
+            .step(&mut own.optimizer, &own.gradients, rate)
+            .map_err(|it| diverged("the critic", it))?;
         metrics.set("learner/critic_grad_norm", report.grad_norm);
         Ok(metrics)
     }
@@ -228,12 +231,4 @@ pub fn gradient(
     let errors = values.iter().zip(returns).map(|(value, it)| (it - f64::from(*value)).powi(2));
     metrics.add("learner/value_squared_error", errors.sum::<f64>() / tokens);
     Ok(ValueGradient { slopes, metrics })
-}
-
-/// A gradient that is no number is not the model's failure but the training's.
-fn diverged(error: PolicyError) -> Error {
-    match error {
-        PolicyError::Gradient { .. } => Error::Diverged(format!("the critic: {error}")),
-        other => other.into(),
-    }
 }

@@ -114,6 +114,14 @@ impl Learner {
     }
 }
 
+/// A gradient that is no number is not the failure of the model called `whose`, but its training's.
+pub(super) fn diverged(whose: &str, error: PolicyError) -> Error {
+    match error {
+        PolicyError::Gradient { .. } => Error::Diverged(format!("{whose}: {error}")),
+        other => other.into(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use candle_core::{Device, Tensor};

@@ -15,7 +15,8 @@ use tallow_policies::{
 };
 
 use super::batch::{SequencePair, SharedPrompts};
-use super::{OPTIMIZER_FILE, OptimizerConfig, diverged};
+use super::guard::diverged;
+use super::{OPTIMIZER_FILE, OptimizerConfig};
 use crate::algorithms::terms::preference::BradleyTerry;
 use crate::algorithms::terms::surrogate::values as numbers;
 use crate::error::Error;
@@ -109,7 +110,7 @@ impl RewardLearner {
         let rate =
             self.config.learning_rate * self.config.schedule.factor(self.steps, self.total_steps);
         let stepped = self.model.step(&mut self.optimizer, &self.gradients, rate);
-        let report = stepped.map_err(diverged)?;
+        let report = stepped.map_err(|it| diverged("the reward model", it))?;
         if !report.update_norm.is_finite() {
             let told = format!("a step of {} on the weights is no number", report.update_norm);
             return Err(Error::Diverged(told));
