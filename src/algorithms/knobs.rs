@@ -80,6 +80,8 @@ pub struct KlConfig {
     pub adaptive: Option<AdaptiveKl>,
     /// The reference becomes the policy of now every so many steps; 0: never.
     pub refresh_every: u64,
+    /// Keep the reference and log the distance to it though the weight is 0.
+    pub watch: bool,
 }
 
 impl Default for KlConfig {
@@ -91,6 +93,7 @@ impl Default for KlConfig {
             times_ratio: false,
             adaptive: None,
             refresh_every: 0,
+            watch: false,
         }
     }
 }
@@ -158,6 +161,7 @@ impl Knobs {
             times_ratio: kl.times_ratio,
             adaptive: algorithm.adaptive_kl,
             refresh_every: algorithm.refresh_every,
+            watch: false,
         });
         let in_reward = algorithm.shaping.kl.map(|kl| KlConfig {
             weight: kl.weight,
@@ -166,6 +170,7 @@ impl Knobs {
             times_ratio: false,
             adaptive: algorithm.adaptive_kl,
             refresh_every: algorithm.refresh_every,
+            watch: false,
         });
         let whitened = |whitening: Option<Whitening>| {
             if whitening.is_some() { Normalise::Batch } else { Normalise::None }
@@ -394,6 +399,9 @@ fn apply_kl(kl: KlConfig, algorithm: &mut Algorithm) -> Result<(), ConfigFault> 
                 "a weight of 0 stays 0 whatever it is multiplied by",
             )
             .expected("kl.weight above 0, such as 0.01"));
+        }
+        if kl.watch {
+            algorithm.reference.get_or_insert(Reference::Start);
         }
         return Ok(());
     }

@@ -275,7 +275,10 @@ impl Learner {
     ) {
         let in_loss = algorithm.policy_loss().and_then(|it| it.kl).map(|it| it.estimator);
         let in_reward = algorithm.shaping.kl.map(|it| it.estimator);
-        let Some(estimator) = in_loss.or(in_reward) else { return };
+        let estimator = in_loss.or(in_reward).unwrap_or(KlEstimator::K3);
+        if samples.iter().all(|it| it.reference_logprobs.is_empty()) {
+            return;
+        }
         let kl = mean_kl(estimator, samples);
         metrics.set("learner/reference_kl_nats", kl);
         metrics.set("learner/kl_weight", weight);
