@@ -148,13 +148,14 @@ fn stored_groups(run: &Path, stage: &str, step: u64) -> Result<Vec<ScoredGroup>,
     let folder = run.join("samples");
     let path = path_of(&folder, stage, step);
     if !path.is_file() {
-        let kept: Vec<String> = std::fs::read_dir(folder.join(stage))
+        let mut kept: Vec<u64> = std::fs::read_dir(folder.join(stage))
             .into_iter()
             .flatten()
             .filter_map(|it| it.ok()?.file_name().into_string().ok())
             .filter_map(|it| it.strip_prefix("step_")?.split('.').next()?.parse::<u64>().ok())
-            .map(|it| it.to_string())
             .collect();
+        kept.sort_unstable();
+        let kept: Vec<String> = kept.iter().map(u64::to_string).collect();
         return Err(Error::usage(
             format!("no rollouts of step {step} at {}", path.display()),
             format!(
@@ -304,6 +305,7 @@ fn print(made: &[Made], folder: &Path, groups: &[ScoredGroup], common: &Common) 
         let replies: usize = groups.iter().map(|it| it.members.len()).sum();
         say(&format!("{replies} replies to {} tasks, policy {}", groups.len(), folder.display()));
         let mut table = comfy_table::Table::new();
+        table.load_style(comfy_table::presets::UTF8_HORIZONTAL_ONLY);
         table.set_header([
             "algorithm",
             "loss",
@@ -327,14 +329,24 @@ fn print(made: &[Made], folder: &Path, groups: &[ScoredGroup], common: &Common) 
         }
         say(&table.to_string());
     }
-    for (index, one) in made.iter().enumerate() {
-        for other in &made[index + 1..] {
-            let cosine = cosine(&one.gradient, &other.gradient);
-            say(&if common.json {
-                json!({"algorithms": [one.name, other.name], "gradient_cosine": cosine}).to_string()
-            } else {
-                format!("gradient cosine of {} and {}: {cosine:.4}", one.name, other.name)
-            });
+    if common.json {
+        for (index, one) in made.iter().enumerate() {
+            for other in &made[index + 1..] {
+                let cosine = cosine(&one.gradient, &other.gradient);
+                let names = [&one.name, &other.name];
+                say(&json!({"algorithms": names, "gradient_cosine": cosine}).to_string());
+            }
         }
+        return;
     }
+    let mut matrix = comfy_table::Table::new();
+    matrix.load_style(comfy_table::presets::UTF8_HORIZONTAL_ONLY);
+    let names = made.iter().map(|it| it.name.clone());
+    matrix.set_header(std::iter::once("gradient cosine".to_owned()).chain(names));
+    for (index, one) in made.iter().enumerate() {
+        let below =
+            made[..=index].iter().map(|it| format!("{:.2}", cosine(&one.gradient, &it.gradient)));
+        matrix.add_row(std::iter::once(one.name.clone()).chain(below));
+    }
+    say(&matrix.to_string());
 }
