@@ -61,6 +61,22 @@ fn kills_change_nothing_for_adapters() {
     check_kills(&settings, &KILLS[..6]);
 }
 
+/// What a method keeps between steps: a critic with its optimizer, a weight that adapts, a reference
+/// that is refreshed, tasks that were played to refill a step.
+#[test]
+fn kills_change_nothing_for_methods_with_state() {
+    for method in [
+        "name = \"ppo\", critic = { value_clip = 0.1 }, kl = { weight = 0.1, place = \"reward\", estimator = \"k1\", adaptive = { target = 0.01, horizon = 50.0 } }",
+        "name = \"ppo\", critic = { trunk = \"shared\" }, entropy_bonus = 0.01",
+        "name = \"grpo\", kl = { weight = 0.1, refresh_every = 2 }, refill = { most_batches = 3 }",
+    ] {
+        let algorithm = format!("--set=rl.algorithm={{ {method} }}");
+        let mut settings = LONGER.to_vec();
+        settings.extend([algorithm.as_str(), "--set=rl.minibatches=2"]);
+        check_kills(&settings, &KILLS[..4]);
+    }
+}
+
 fn check_kills(settings: &[&str], shares: &[f64]) {
     let scene = Scene::new();
     let begun = Instant::now();

@@ -299,6 +299,18 @@ impl Algorithm {
         }
     }
 
+    /// What of this the decoder differentiates on the CPU only, if anything.
+    pub fn on_cpu_only(&self) -> Option<&'static str> {
+        if self.policy_loss().is_some_and(|it| it.entropy_bonus != 0.0) {
+            return Some("an entropy bonus");
+        }
+        if matches!(self.objective, Objective::Divergence { .. }) {
+            return Some("distillation over the vocabulary");
+        }
+        let shared = |it: ppo::CriticConfig| it.trunk == ppo::CriticTrunk::Shared;
+        self.critic.is_some_and(shared).then_some("a critic on the policy's trunk")
+    }
+
     /// The weight of the KL penalty at the start, in the loss or in the reward; 0 without one.
     pub fn kl_weight(&self) -> f64 {
         let in_loss = self.policy_loss().and_then(|it| it.kl).map(|it| it.weight);

@@ -13,6 +13,10 @@ pub struct Demand {
     pub trains: bool,
     /// Copies of what is trained: a reference, or a published version.
     pub copies: usize,
+    /// Whether a critic of the model's size is trained beside it.
+    pub critic: bool,
+    /// Whether a teacher, thought of as of the model's size, is asked.
+    pub teacher: bool,
     /// The adapters, where only those are trained.
     pub lora: Option<LoraConfig>,
     /// Most tokens in one forward and backward pass.
@@ -53,9 +57,9 @@ const F32: u64 = 4;
 /// Logits that scoring holds at once, at most.
 const LOGITS: u64 = 1 << 25;
 
-/// Bytes of one token of a waiting rollout: its id twice, some text, the log-probabilities of
-/// sampler and learner, its credit.
-const ROLLOUT_TOKEN: u64 = 32;
+/// Bytes of one token of a waiting rollout: its id twice, some text, the log-probability that was
+/// recorded; and in f64 those of sampler, old policy and reference, its value, credit and return.
+const ROLLOUT_TOKEN: u64 = 72;
 
 impl MemoryPlan {
     /// The plan of one stage.
@@ -93,13 +97,19 @@ impl MemoryPlan {
         } else {
             0
         };
+        let critics = u64::from(demand.critic);
+        let whole = parameters * (critics + u64::from(demand.teacher));
         let bytes_for = |tokens: usize| Engine::bytes_for(model, tokens) as u64;
         let cache = bytes_for(demand.context).saturating_mul(demand.slots as u64);
         let samples = demand.slots > 0;
         Ok(Self {
-            weights: (parameters + adapters + trained * demand.copies as u64) * F32,
-            training_state: if demand.trains { trained * F32 * 3 } else { 0 },
-            activations: activations * F32,
+            weights: (parameters + adapters + trained * demand.copies as u64 + whole) * F32,
+            training_state: if demand.trains {
+                (trained + parameters * critics) * F32 * 3
+            } else {
+                0
+            },
+            activations: activations * (1 + critics) * F32,
             sampling: if samples {
                 (layers * weights_of_layer + vocabulary * hidden) * F32
             } else {

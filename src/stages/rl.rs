@@ -588,20 +588,15 @@ impl Stage for RlStage {
         let algorithm = &self.algorithm;
         let keeps_reference = match algorithm.reference {
             Some(Reference::Start) => optimizer.lora.is_none() || algorithm.refresh_every > 0,
-            Some(Reference::Folder(_)) => true,
-            None => false,
+            Some(Reference::Folder(_)) | None => false,
         };
-        // A critic on a trunk of its own has weights, gradients and two moments.
-        let critic = match algorithm.critic.map(|it| it.trunk) {
-            Some(CriticTrunk::Own) => 4,
-            _ => 0,
-        };
-        let copies = critic
-            + usize::from(keeps_reference)
-            + usize::from(self.config.rollout.max_staleness > 0);
+        let copies =
+            usize::from(keeps_reference) + usize::from(self.config.rollout.max_staleness > 0);
         Some(Demand {
             trains: true,
             copies,
+            critic: algorithm.critic.is_some_and(|it| it.trunk == CriticTrunk::Own),
+            teacher: matches!(algorithm.reference, Some(Reference::Folder(_))),
             micro_batch_tokens: optimizer.micro_batch_tokens.min(most),
             recomputes: optimizer.recompute_activations,
             lora: optimizer.lora.clone(),
@@ -621,6 +616,12 @@ impl Stage for RlStage {
         let options = run.model().chat_template_kwargs.clone();
         let renderer = Arc::new(Renderer::with_options(Arc::clone(&tokenizer), options)?);
         let updates = config.steps * (config.epochs * config.minibatches) as u64;
+        if let (Some(device), Some(what)) = (decoder.device(), algorithm.on_cpu_only()) {
+            return Err(Error::usage(
+                format!("{what} is not computed on {} yet", crate::device::name_of(Some(device))),
+                "run with --device cpu, or choose another setting of the algorithm",
+            ));
+        }
         let beside = match &algorithm.reference {
             None => Beside::Nothing,
             Some(Reference::Start) => Beside::Start,
