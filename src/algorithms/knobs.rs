@@ -234,7 +234,7 @@ impl Knobs {
             }
         }
         if let Some(normalise) = self.normalise {
-            self.apply_normalise(normalise, algorithm)?;
+            apply_normalise(normalise, algorithm)?;
         }
         if let Some(kl) = self.kl {
             apply_kl(kl, algorithm)?;
@@ -264,12 +264,12 @@ impl Knobs {
         }
         if let Some(penalty) = self.length_penalty {
             at_least_zero("length_penalty", penalty)?;
-            self.must_reward("length_penalty", algorithm)?;
+            must_reward("length_penalty", algorithm)?;
             algorithm.shaping.length_penalty = penalty;
         }
         if let Some(overlong) = self.overlong {
             at_least_zero("overlong.factor", overlong.factor)?;
-            self.must_reward("overlong", algorithm)?;
+            must_reward("overlong", algorithm)?;
             algorithm.shaping.overlong = Some(overlong);
         }
         if let Some(filter) = self.overlong_filter {
@@ -298,46 +298,6 @@ impl Knobs {
             algorithm.old_policy = old_policy;
         }
         self.apply_off_policy(algorithm)
-    }
-
-    fn apply_normalise(
-        &self,
-        normalise: Normalise,
-        algorithm: &mut Algorithm,
-    ) -> Result<(), ConfigFault> {
-        let name = algorithm.name;
-        match (&mut algorithm.credit, normalise) {
-            (Credit::Group { rule, .. }, _) => {
-                if rule.baseline == Baseline::RunnerUp && normalise == Normalise::Mean {
-                    return Err(senseless("normalise", name, "takes no mean off"));
-                }
-                rule.normalise = normalise;
-            }
-            (
-                Credit::Returns { whitening, .. } | Credit::Gae { whitening, .. },
-                Normalise::Batch,
-            ) => {
-                whitening.get_or_insert_default();
-            }
-            (
-                Credit::Returns { whitening, .. } | Credit::Gae { whitening, .. },
-                Normalise::None,
-            ) => *whitening = None,
-            (Credit::Returns { .. } | Credit::Gae { .. }, _) => {
-                let why = "gives credit to tokens, not to groups: `batch` or `none`";
-                return Err(senseless("normalise", name, why));
-            }
-            _ => return Err(senseless("normalise", name, "has no credit to normalise")),
-        }
-        Ok(())
-    }
-
-    /// Refuses what shapes rewards where none is used.
-    fn must_reward(&self, key: &str, algorithm: &Algorithm) -> Result<(), ConfigFault> {
-        match algorithm.credit {
-            Credit::Teacher => Err(senseless(key, algorithm.name, "uses no reward")),
-            _ => Ok(()),
-        }
     }
 
     fn apply_off_policy(&self, algorithm: &mut Algorithm) -> Result<(), ConfigFault> {
@@ -370,6 +330,38 @@ impl Knobs {
         }
         loss.correction = Some(correction);
         Ok(())
+    }
+}
+
+fn apply_normalise(normalise: Normalise, algorithm: &mut Algorithm) -> Result<(), ConfigFault> {
+    let name = algorithm.name;
+    match (&mut algorithm.credit, normalise) {
+        (Credit::Group { rule, .. }, _) => {
+            if rule.baseline == Baseline::RunnerUp && normalise == Normalise::Mean {
+                return Err(senseless("normalise", name, "takes no mean off"));
+            }
+            rule.normalise = normalise;
+        }
+        (Credit::Returns { whitening, .. } | Credit::Gae { whitening, .. }, Normalise::Batch) => {
+            whitening.get_or_insert_default();
+        }
+        (Credit::Returns { whitening, .. } | Credit::Gae { whitening, .. }, Normalise::None) => {
+            *whitening = None
+        }
+        (Credit::Returns { .. } | Credit::Gae { .. }, _) => {
+            let why = "gives credit to tokens, not to groups: `batch` or `none`";
+            return Err(senseless("normalise", name, why));
+        }
+        _ => return Err(senseless("normalise", name, "has no credit to normalise")),
+    }
+    Ok(())
+}
+
+/// Refuses what shapes rewards where none is used.
+fn must_reward(key: &str, algorithm: &Algorithm) -> Result<(), ConfigFault> {
+    match algorithm.credit {
+        Credit::Teacher => Err(senseless(key, algorithm.name, "uses no reward")),
+        _ => Ok(()),
     }
 }
 
