@@ -40,6 +40,9 @@ pub struct Knobs {
     /// Taken off the reward of a reply of `max_tokens`, and proportionally for shorter ones.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub length_penalty: Option<f64>,
+    /// What the reward of a reply that was cut off is multiplied by, or, below 0, replaced by.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cut_off_reward: Option<f64>,
     /// Soft punishment of replies near `max_tokens`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub overlong: Option<SoftOverlong>,
@@ -116,6 +119,7 @@ const NAMES: &[&str] = &[
     "dual_clip",
     "reward_clip",
     "length_penalty",
+    "cut_off_reward",
     "overlong",
     "overlong_filter",
     "zero_variance",
@@ -196,6 +200,7 @@ impl Knobs {
             },
             reward_clip: algorithm.shaping.reward_clip,
             length_penalty: Some(algorithm.shaping.length_penalty),
+            cut_off_reward: algorithm.shaping.cut_off_reward,
             overlong: algorithm.shaping.overlong,
             overlong_filter: Some(algorithm.overlong_filter),
             zero_variance: Some(algorithm.zero_variance),
@@ -266,6 +271,15 @@ impl Knobs {
             at_least_zero("length_penalty", penalty)?;
             must_reward("length_penalty", algorithm)?;
             algorithm.shaping.length_penalty = penalty;
+        }
+        if let Some(coefficient) = self.cut_off_reward {
+            if !coefficient.is_finite() {
+                return Err(ConfigFault::new("cut_off_reward", "not a number")
+                    .found(coefficient)
+                    .expected("a factor such as 0.5, or a reward below 0 such as -0.5"));
+            }
+            must_reward("cut_off_reward", algorithm)?;
+            algorithm.shaping.cut_off_reward = Some(coefficient);
         }
         if let Some(overlong) = self.overlong {
             at_least_zero("overlong.factor", overlong.factor)?;

@@ -44,7 +44,7 @@ use terms::kl::{AdaptiveKl, KlClamps, KlEstimator};
 use terms::policy_loss::PolicyLoss;
 use terms::preference::PreferenceLoss;
 use terms::returns::{Gae, MaskedReturn, on_last_token, returns};
-use terms::shaping::SoftOverlong;
+use terms::shaping::{self, SoftOverlong};
 
 /// A method of policy optimisation with its settings.
 ///
@@ -165,6 +165,8 @@ pub struct Shaping {
     pub overlong: Option<SoftOverlong>,
     /// Taken off for a reply of the longest length, and proportionally for shorter ones.
     pub length_penalty: f64,
+    /// What the reward of a reply that was cut off is multiplied by, or, below 0, replaced by.
+    pub cut_off_reward: Option<f64>,
     /// Bounds of a reward.
     pub reward_clip: Option<[f64; 2]>,
     /// Taken off: a KL estimate of each token.
@@ -317,9 +319,14 @@ impl Algorithm {
         in_loss.or(self.shaping.kl.map(|it| it.weight)).unwrap_or(0.0)
     }
 
-    /// A reply's reward after shaping, where replies of `longest` tokens are allowed.
-    pub fn shaped_reward(&self, reward: f64, tokens: usize, longest: usize) -> f64 {
-        let Shaping { overlong, length_penalty, reward_clip, .. } = self.shaping;
+    /// The reward after shaping of a reply of `tokens` tokens, where `longest` are allowed and it was
+    /// `cut_off` or not.
+    pub fn shaped_reward(&self, reward: f64, tokens: usize, longest: usize, cut_off: bool) -> f64 {
+        let Shaping { overlong, length_penalty, cut_off_reward, reward_clip, .. } = self.shaping;
+        let reward = match cut_off_reward {
+            Some(coefficient) if cut_off => shaping::cut_off_reward(reward, coefficient),
+            _ => reward,
+        };
         let overlong = overlong.map_or(0.0, |it| it.penalty(tokens, longest, true));
         let length = length_penalty * tokens as f64 / longest.max(1) as f64;
         let shaped = reward - overlong - length;

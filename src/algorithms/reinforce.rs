@@ -1,6 +1,8 @@
 //! REINFORCE with a baseline (Williams 1992), the simplest correct method.
 //!
-//! Credit:  A_i = r_i - mean r of the group, or r_i where `baseline = "none"`.
+//! Credit:  A_i = r_i - mean r of the group; r_i where `baseline = "none"`; with `"runner_up"` the best
+//!          reply gets its lead over the second and the others nothing, which is the gradient of the
+//!          best of k (Tang et al. 2025, arXiv:2503.19595).
 //! Loss:    mean over tokens of -A log pi. No ratio: more than one optimizer step on a batch learns
 //!          from samples of another policy without knowing it.
 
@@ -27,6 +29,8 @@ pub enum ReinforceBaseline {
     /// The mean of the group.
     #[default]
     GroupMean,
+    /// The second best reward, and only the best reply gets credit.
+    RunnerUp,
     /// Nothing.
     None,
 }
@@ -39,6 +43,7 @@ impl AlgorithmConfig for ReinforceConfig {
         let loss = PolicyLoss::new(Surrogate::Reinforce);
         let baseline = match self.baseline {
             ReinforceBaseline::GroupMean => Baseline::GroupMean,
+            ReinforceBaseline::RunnerUp => Baseline::RunnerUp,
             ReinforceBaseline::None => Baseline::None,
         };
         let rule = GroupCredit::new(baseline, Normalise::None);

@@ -650,7 +650,7 @@ fn usable_samples(
                 group: group_index,
                 member: member_index,
                 sampled: trajectory.sampled_positions(),
-                reward: algorithm.shaped_reward(reward, tokens, settings.max_tokens),
+                reward: algorithm.shaped_reward(reward, tokens, settings.max_tokens, cut_off),
                 behavior_logprobs: logprobs.clone(),
                 sampler_logprobs: logprobs,
                 reference_logprobs: Vec::new(),
