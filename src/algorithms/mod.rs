@@ -18,6 +18,7 @@ pub mod expert_iteration;
 pub mod gmpo;
 pub mod grpo;
 pub mod gspo;
+pub mod icepop;
 pub mod max_rl;
 pub mod opo;
 pub mod ppo;
@@ -516,6 +517,7 @@ pub const BUILTIN: &[AlgorithmEntry] = &[
     AlgorithmEntry::of::<gmpo::GmpoConfig>(),
     AlgorithmEntry::of::<grpo::GrpoConfig>(),
     AlgorithmEntry::of::<gspo::GspoConfig>(),
+    AlgorithmEntry::of::<icepop::IcePopConfig>(),
     AlgorithmEntry::of::<max_rl::MaxRlConfig>(),
     AlgorithmEntry::of::<opo::OpoConfig>(),
     AlgorithmEntry::of::<ppo::PpoConfig>(),
