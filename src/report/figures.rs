@@ -256,9 +256,16 @@ fn over_steps(spec: &Spec, variants: &[Variant]) -> Option<Chart> {
     if values().next().is_none() || spec.y == YAxis::Log && !values().any(|&(_, y)| y > 0.0) {
         return None;
     }
+    // A plot of one group has no legend of groups: its title tells which, where there are more.
+    let of = &series[0].group;
+    let several = variants.iter().any(|it| it.group() != of);
+    let title = match several && series.iter().all(|it| it.group == *of) {
+        true => format!("{}, {of}", spec.title),
+        false => spec.title.to_owned(),
+    };
     Some(Chart {
         slug: spec.slug.to_owned(),
-        title: spec.title.to_owned(),
+        title,
         caption: match series.iter().any(|it| it.band) {
             true => format!("{} Lines: means over seeds; bands: 95 % intervals.", spec.caption),
             false => spec.caption.to_owned(),
