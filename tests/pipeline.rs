@@ -72,6 +72,27 @@ fn two_stages_of_one_kind_keep_their_own_steps() {
 }
 
 #[test]
+fn every_variant_runs_once_with_each_seed() {
+    let scene = Scene::new();
+    let config = support::TINY.replace("seed = 3\n", "seeds = [3, 5]\n")
+        + "\n[[variant]]\nname = \"one\"\n\n[[variant]]\nname = \"other\"\nset = [\"rl.steps=1\"]\n";
+    scene.write("tiny.toml", config);
+    scene.run("run", &["--set=rl.steps=2", "--set=pretrain.steps=5"]);
+    let weights = |run: &str| {
+        let path = scene.path(format!("run/variants/{run}/models/pretrain/model.safetensors"));
+        std::fs::read(path).expect("a model")
+    };
+    assert_ne!(weights("one/seed_3"), weights("one/seed_5"));
+    assert!(scene.path("run/variants/other/seed_5/metrics.jsonl").is_file());
+    let report = scene.read("run/report.md");
+    assert!(report.contains("one (mean of 2 seeds)"), "{report}");
+    // A seed of the command line is the only one.
+    scene.run("single", &["--set=rl.steps=1", "--set=pretrain.steps=5", "--set=seed=5"]);
+    assert!(scene.path("single/variants/one/metrics.jsonl").is_file());
+    assert!(!scene.path("single/variants/one/seed_3").exists());
+}
+
+#[test]
 fn chat_replies_to_each_line_and_outlives_one_it_cannot_read() {
     let scene = Scene::new();
     scene.run("run", &["--set=rl.steps=1", "--set=pretrain.steps=5"]);

@@ -14,7 +14,8 @@
 //!
 //! Every component's settings are a struct in the component's own file; this one composes them.
 //! `[[variant]]` tables are further runs of the same experiment with some keys changed (controls,
-//! sweeps, seeds); they share the stages that their changes do not reach.
+//! sweeps, seeds); they share the stages that their changes do not reach. `seeds = [1, 2, 3]` runs
+//! every variant once with each, as `NAME/seed_1` and so on.
 
 pub mod document;
 mod overrides;
@@ -55,6 +56,9 @@ struct Head {
     /// Seeds everything that is drawn.
     #[serde(default = "default_seed")]
     seed: u64,
+    /// Every variant is run with each of these in place of `seed`.
+    #[serde(default)]
+    seeds: Vec<u64>,
     /// What the experiment asks, shown on top of its report.
     #[serde(default)]
     question: Option<String>,
@@ -182,6 +186,7 @@ impl Experiment {
             }
             variants.push(variant);
         }
+        let variants = with_seeds(variants, &seeds(&document, overrides));
         let mut runs = Vec::new();
         if variants.is_empty() {
             runs.extend(read_run(
@@ -263,6 +268,38 @@ impl RunPlan {
         }
         Value::Object(table)
     }
+}
+
+/// The seeds that every variant is to be run with. A `seed` given on the command line is the only
+/// one; what is wrong with the rest of the overrides is told where they are applied.
+fn seeds(document: &Document, overrides: &[String]) -> Vec<u64> {
+    let given = |it: &String| it.split_once('=').is_some_and(|it| it.0.trim() == "seed");
+    if overrides.iter().any(given) {
+        return Vec::new();
+    }
+    let mut copy = document.clone();
+    let mut told_later = Problems::of(document.name());
+    copy.set_all(overrides, &mut told_later);
+    copy.root().pull("seeds", &mut told_later).unwrap_or_default()
+}
+
+/// Each variant once with each seed; without variants, the experiment itself as `main`.
+fn with_seeds(mut variants: Vec<VariantSettings>, seeds: &[u64]) -> Vec<VariantSettings> {
+    if seeds.is_empty() {
+        return variants;
+    }
+    if variants.is_empty() {
+        let (role, note, set) = (VariantRole::Main, None, Vec::new());
+        variants.push(VariantSettings { name: "main".into(), role, note, set });
+    }
+    let with_seed = |(variant, seed): (&VariantSettings, &u64)| {
+        let mut variant = variant.clone();
+        variant.name = format!("{}/seed_{seed}", variant.name);
+        variant.set.push(format!("seed={seed}"));
+        variant
+    };
+    let all = variants.iter().flat_map(|it| seeds.iter().map(move |seed| (it, seed)));
+    all.map(with_seed).collect()
 }
 
 fn read_run(

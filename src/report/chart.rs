@@ -21,6 +21,13 @@ use super::ReportError;
 /// Width and height of a plot in layout units; text sizes below are in the same units.
 const SIZE: (i32, i32) = (600, 350);
 
+/// Where there are more groups than colours, each has a panel of its own, in rows of so many; the
+/// lines of the others stand behind it in grey.
+const PANELS_IN_A_ROW: usize = 4;
+
+/// Width and height of a panel.
+const PANEL: (i32, i32) = (240, 165);
+
 /// Pixels to a layout unit. plotters rounds to whole pixels, so lines drawn at 1 look jagged.
 const SVG_SCALE: i32 = 3;
 const PNG_SCALE: i32 = 2;
@@ -107,8 +114,10 @@ pub(super) struct Series {
     pub(super) mark: Mark,
     /// (x, y), x rising.
     pub(super) points: Vec<(f64, f64)>,
-    /// (x, low, high): intervals, drawn as bars.
+    /// (x, low, high): intervals, drawn as bars or as a band.
     pub(super) intervals: Vec<(f64, f64, f64)>,
+    /// Intervals are drawn as a band.
+    pub(super) band: bool,
 }
 
 /// How the points of a series are drawn.
@@ -121,10 +130,25 @@ pub(super) enum Mark {
 }
 
 impl Chart {
+    /// Whether every group has a panel of its own.
+    pub(super) fn has_panels(&self) -> bool {
+        self.groups().len() > PALETTE.len()
+    }
+
+    /// Width and height in layout units.
+    fn size(&self) -> (i32, i32) {
+        if !self.has_panels() {
+            return SIZE;
+        }
+        let rows = self.groups().len().div_ceil(PANELS_IN_A_ROW) as i32;
+        (40 + PANEL.0 * PANELS_IN_A_ROW as i32, 100 + PANEL.1 * rows)
+    }
+
     /// The plot as an SVG element without a background.
     pub(super) fn svg(&self) -> Result<String, ReportError> {
         let mut svg = String::new();
-        let size = ((SIZE.0 * SVG_SCALE) as u32, (SIZE.1 * SVG_SCALE) as u32);
+        let (width, height) = self.size();
+        let size = ((width * SVG_SCALE) as u32, (height * SVG_SCALE) as u32);
         let root = SVGBackend::with_string(&mut svg, size).into_drawing_area();
         self.draw(&Canvas { root: &root, scale: SVG_SCALE })
             .and_then(|()| root.present())
@@ -135,7 +159,8 @@ impl Chart {
 
     /// Writes the plot as a PNG on white.
     pub(super) fn write_png(&self, path: &Path) -> Result<(), ReportError> {
-        let (width, height) = ((SIZE.0 * PNG_SCALE) as usize, (SIZE.1 * PNG_SCALE) as usize);
+        let (width, height) = self.size();
+        let (width, height) = ((width * PNG_SCALE) as usize, (height * PNG_SCALE) as usize);
         let side = PNG_SUPERSAMPLING as usize;
         let mut fine = vec![255u8; width * height * side * side * 3];
         {
@@ -161,15 +186,75 @@ impl Chart {
         canvas.text(&self.title, (16, 12), 21, &INK, HPos::Left, VPos::Top)?;
         let legend_end = self.draw_legend(canvas)?;
 
+        if self.has_panels() {
+            return self.draw_panels(canvas, legend_end);
+        }
         let above = if self.starts.len() > 1 { STAGE_NAME } else { 0 };
-        let frame = Frame::new(self, legend_end + 12 + above);
+        let top = legend_end + 12 + above;
+        let frame =
+            Frame::new(self, Area { left: 42, right: SIZE.0 - 16, top, bottom: 290 }, LABEL);
+        self.draw_axes(canvas, &frame, LABEL)?;
+        let middle = (frame.left + frame.right) / 2;
+        canvas.text(&self.x_label, (middle, 334), LABEL, &INK, HPos::Center, VPos::Center)?;
+        canvas.rotated_text(&self.y_label, (16, (frame.top + frame.bottom) / 2), LABEL, &INK)?;
+
+        self.draw_starts(canvas, &frame)?;
+        // Dots first, so that no line is hidden under those of another series.
+        for series in &self.series {
+            self.draw_dots(canvas, &frame, series)?;
+        }
+        for series in &self.series {
+            self.draw_series(canvas, &frame, series, self.colour(series))?;
+        }
+        Ok(())
+    }
+
+    /// Every group by itself, on axes that all share, before the lines of all others.
+    fn draw_panels<B: DrawingBackend>(&self, canvas: &Canvas<'_, B>, top: i32) -> Drawn<B> {
+        let (width, height) = self.size();
+        for (nth, group) in self.groups().into_iter().enumerate() {
+            let (row, column) = ((nth / PANELS_IN_A_ROW) as i32, (nth % PANELS_IN_A_ROW) as i32);
+            let (left, upper) = (32 + column * PANEL.0, top + 8 + row * PANEL.1);
+            let area = Area {
+                left,
+                right: left + PANEL.0 - 14,
+                top: upper + 24,
+                bottom: upper + PANEL.1 - 26,
+            };
+            let frame = Frame::new(self, area, STAGE_NAME);
+            self.draw_axes(canvas, &frame, STAGE_NAME)?;
+            let at = (frame.left, upper + 20);
+            canvas.text(group, at, LABEL, &INK, HPos::Left, VPos::Bottom)?;
+            for series in self.series.iter().filter(|it| it.group != group) {
+                let line = self.line(&frame, series);
+                if self.is_joined(series) {
+                    canvas.line(&line, &GRID, 1, self.dashes(series))?;
+                }
+            }
+            for series in self.series.iter().filter(|it| it.group == group) {
+                let kind = self.kinds().iter().position(|it| *it == series.kind);
+                self.draw_series(canvas, &frame, series, colour(kind.unwrap_or_default()))?;
+            }
+        }
+        let below = (width / 2, height - 14);
+        canvas.text(&self.x_label, below, LABEL, &INK, HPos::Center, VPos::Center)?;
+        canvas.rotated_text(&self.y_label, (16, (top + height) / 2), LABEL, &INK)
+    }
+
+    /// Grid, ticks and their labels.
+    fn draw_axes<B: DrawingBackend>(
+        &self,
+        canvas: &Canvas<'_, B>,
+        frame: &Frame,
+        label_size: i32,
+    ) -> Drawn<B> {
         for &(at, ref label) in &frame.y_ticks {
             let y = frame.y(at);
             canvas.line(&[(frame.left, y), (frame.right, y)], &GRID, 1, None)?;
             canvas.text(
                 label,
                 (frame.left - 7, y),
-                LABEL,
+                label_size,
                 &FAINT_INK,
                 HPos::Right,
                 VPos::Center,
@@ -181,31 +266,13 @@ impl Chart {
             canvas.text(
                 label,
                 (x, frame.bottom + 8),
-                LABEL,
+                label_size,
                 &FAINT_INK,
                 HPos::Center,
                 VPos::Top,
             )?;
         }
-        canvas.line(
-            &[(frame.left, frame.bottom), (frame.right, frame.bottom)],
-            &FAINT_INK,
-            1,
-            None,
-        )?;
-        let middle = (frame.left + frame.right) / 2;
-        canvas.text(&self.x_label, (middle, 334), LABEL, &INK, HPos::Center, VPos::Center)?;
-        canvas.rotated_text(&self.y_label, (16, (frame.top + frame.bottom) / 2), LABEL, &INK)?;
-
-        self.draw_starts(canvas, &frame)?;
-        // Dots first, so that no line is hidden under those of another series.
-        for series in &self.series {
-            self.draw_dots(canvas, &frame, series)?;
-        }
-        for series in &self.series {
-            self.draw_series(canvas, &frame, series)?;
-        }
-        Ok(())
+        canvas.line(&[(frame.left, frame.bottom), (frame.right, frame.bottom)], &FAINT_INK, 1, None)
     }
 
     /// A dashed line where each stage begins, and its name at the top.
@@ -252,30 +319,40 @@ impl Chart {
         canvas: &Canvas<'_, B>,
         frame: &Frame,
         series: &Series,
+        colour: RGBColor,
     ) -> Drawn<B> {
-        let colour = self.colour(series);
-        let smooth = match series.mark {
-            // On a log axis the mean of the logarithms is what the eye expects.
-            Mark::Noisy => running_mean(&thinned(&series.points), |y| frame.bent(y)),
-            Mark::Discs => series.points.iter().map(|&(x, y)| (x, frame.bent(y))).collect(),
-        };
-        let line: Vec<_> =
-            smooth.iter().map(|&(x, bent)| (frame.x(x), frame.y_bent(bent))).collect();
+        let line = self.line(frame, series);
+        if series.band && series.intervals.len() > 1 {
+            let lows = series.intervals.iter().map(|&(x, low, _)| (frame.x(x), frame.y(low)));
+            let highs = series.intervals.iter().map(|&(x, _, high)| (frame.x(x), frame.y(high)));
+            canvas.area(&lows.chain(highs.rev()).collect::<Vec<_>>(), &colour.mix(0.22))?;
+        }
         if self.is_joined(series) {
             canvas.line(&line, &colour, 2, self.dashes(series))?;
         }
         if series.mark == Mark::Discs || line.len() == 1 {
-            for &(x, low, high) in &series.intervals {
+            for &(x, low, high) in series.intervals.iter().filter(|_| !series.band) {
                 let (x, low, high) = (frame.x(x), frame.y(low), frame.y(high));
                 canvas.line(&[(x, low), (x, high)], &colour, 1, None)?;
                 canvas.line(&[(x - 3, low), (x + 3, low)], &colour, 1, None)?;
                 canvas.line(&[(x - 3, high), (x + 3, high)], &colour, 1, None)?;
             }
+            let diameter = if self.has_panels() { 8 } else { 14 };
             for &at in &line {
-                canvas.disc(at, 14, &colour)?;
+                canvas.disc(at, diameter, &colour)?;
             }
         }
         Ok(())
+    }
+
+    /// The points of a series as a line on the canvas.
+    fn line(&self, frame: &Frame, series: &Series) -> Vec<(i32, i32)> {
+        let smooth: Vec<_> = match series.mark {
+            // On a log axis the mean of the logarithms is what the eye expects.
+            Mark::Noisy => running_mean(&thinned(&series.points), |y| frame.bent(y)),
+            Mark::Discs => series.points.iter().map(|&(x, y)| (x, frame.bent(y))).collect(),
+        };
+        smooth.iter().map(|&(x, bent)| (frame.x(x), frame.y_bent(bent))).collect()
     }
 
     /// Draws the legend under the title and returns where it ends.
@@ -285,7 +362,7 @@ impl Chart {
     ) -> Result<i32, DrawingAreaErrorKind<B::ErrorType>> {
         let (groups, kinds) = (self.groups(), self.kinds());
         let mut entries = Vec::new();
-        if groups.len() > 1 {
+        if groups.len() > 1 && !self.has_panels() {
             let colours = (0..groups.len()).map(colour);
             entries.extend(groups.iter().zip(colours).map(|(group, colour)| (group, colour, None)));
         }
@@ -293,7 +370,13 @@ impl Chart {
             for kind in &kinds {
                 let series = self.series.iter().find(|series| series.kind == **kind);
                 let series = series.expect("every kind comes from a series");
-                let colour = if groups.len() > 1 { INK } else { self.colour(series) };
+                let colour = match groups.len() {
+                    1 => self.colour(series),
+                    _ if self.has_panels() => {
+                        colour(kinds.iter().position(|it| it == kind).unwrap_or_default())
+                    }
+                    _ => INK,
+                };
                 entries.push((kind, colour, Some(series)));
             }
         }
@@ -385,6 +468,11 @@ impl<B: DrawingBackend> Canvas<'_, B> {
         }
     }
 
+    fn area(&self, corners: &[(i32, i32)], colour: &RGBAColor) -> Drawn<B> {
+        let corners: Vec<_> = corners.iter().map(|&at| self.scaled(at)).collect();
+        self.root.draw(&Polygon::new(corners, colour.filled()))
+    }
+
     /// A disc whose diameter is in halves of a layout unit.
     fn disc(&self, at: (i32, i32), diameter: i32, colour: &impl Color) -> Drawn<B> {
         let radius = (diameter * self.scale / 4).max(1);
@@ -425,6 +513,15 @@ impl<B: DrawingBackend> Canvas<'_, B> {
     }
 }
 
+/// A part of the canvas; its left edge is where the labels of the y axis begin.
+#[derive(Clone, Copy, Debug)]
+struct Area {
+    left: i32,
+    right: i32,
+    top: i32,
+    bottom: i32,
+}
+
 /// Where the values of a chart stand on its canvas.
 #[derive(Debug)]
 struct Frame {
@@ -442,7 +539,7 @@ struct Frame {
 }
 
 impl Frame {
-    fn new(chart: &Chart, top: i32) -> Self {
+    fn new(chart: &Chart, area: Area, label_size: i32) -> Self {
         let points = || chart.series.iter().flat_map(|series| &series.points);
         let values = points().map(|&(_, y)| y);
         let bounds = chart.series.iter().flat_map(|series| &series.intervals);
@@ -461,7 +558,7 @@ impl Frame {
         let (first, last) = range(points().map(|&(x, _)| bend_x(x)).chain(begins));
         let last = if last > first { last } else { first + 1.0 };
         let x_ticks = match chart.x {
-            XAxis::Steps => ticks(first, last, 7),
+            XAxis::Steps => ticks(first, last, if chart.has_panels() { 4 } else { 7 }),
             XAxis::Doublings => {
                 let mut tries: Vec<_> = points().map(|&(x, _)| x).collect();
                 tries.sort_by(f64::total_cmp);
@@ -472,10 +569,10 @@ impl Frame {
         let longest = y_ticks.iter().map(|(_, label)| label.chars().count()).max().unwrap_or(0);
         let margin = (last - first) * 0.02;
         Self {
-            left: 42 + 9 * longest as i32,
-            right: SIZE.0 - 16,
-            top,
-            bottom: 290,
+            left: area.left + 9 * longest as i32 * label_size / LABEL,
+            right: area.right,
+            top: area.top,
+            bottom: area.bottom,
             x_range: (first - margin, last + margin),
             y_range,
             x_axis: chart.x,
@@ -683,6 +780,7 @@ mod tests {
             mark: Mark::Discs,
             points: vec![(0.0, 0.5)],
             intervals: vec![(0.0, 0.4, 0.6)],
+            band: false,
         };
         let chart = Chart {
             slug: "x".to_owned(),

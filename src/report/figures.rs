@@ -6,7 +6,8 @@
 use super::{
     chart::{Chart, Mark, Series, XAxis, YAxis},
     run_folder::{Curve, Variant},
-    verdict::evaluations,
+    standings::OverSeeds,
+    verdict::{Estimate, evaluations},
 };
 
 /// A metric as one kind of line of a plot.
@@ -319,17 +320,41 @@ fn over_steps(spec: &Spec, variants: &[Variant]) -> Option<Chart> {
         })
         .collect();
     let starts = starts(variants, curves.iter().map(|it| &it.2));
-    let series: Vec<Series> = curves
+    // Curves that differ in their seed only become one.
+    let mut alike: Vec<Vec<(&Kind, &Variant, Curve)>> = Vec::new();
+    for (kind, variant, curve) in curves {
+        let same = alike.iter_mut().find(|it| {
+            let (other_kind, other, other_curve) = &it[0];
+            other_kind.key == kind.key
+                && other.group() == variant.group()
+                && other_curve.stage == curve.stage
+        });
+        match same {
+            Some(seeds) => seeds.push((kind, variant, curve)),
+            None => alike.push(vec![(kind, variant, curve)]),
+        }
+    }
+    let series: Vec<Series> = alike
         .into_iter()
-        .map(|(kind, variant, curve)| {
-            let start = start_of(&starts, &curve.stage);
-            let intervals = intervals(variant, kind.key, &curve.stage).into_iter();
+        .map(|seeds| {
+            let (kind, variant, first) = &seeds[0];
+            let start = start_of(&starts, &first.stage);
+            let several = seeds.len() > 1;
+            let (points, intervals) = if several {
+                over_seeds(seeds.iter().map(|it| it.2.points.as_slice()))
+            } else {
+                (first.points.clone(), intervals(variant, kind.key, &first.stage))
+            };
+            // Bands of noisy curves would hide one another.
+            let shown = !several || kind.mark == Mark::Discs;
+            let intervals = intervals.into_iter().filter(|_| shown);
             Series {
                 group: variant.group().to_owned(),
                 kind: kind.label.to_owned(),
                 mark: kind.mark,
-                points: curve.points.into_iter().map(|(x, y)| (start + x, y)).collect(),
+                points: points.into_iter().map(|(x, y)| (start + x, y)).collect(),
                 intervals: intervals.map(|(x, low, high)| (start + x, low, high)).collect(),
+                band: several,
             }
         })
         .collect();
@@ -338,10 +363,20 @@ fn over_steps(spec: &Spec, variants: &[Variant]) -> Option<Chart> {
     if values().next().is_none() || spec.y == YAxis::Log && !values().any(|&(_, y)| y > 0.0) {
         return None;
     }
+    // A plot of one group has no legend of groups: its title tells which, where there are more.
+    let of = &series[0].group;
+    let several = variants.iter().any(|it| it.group() != of);
+    let title = match several && series.iter().all(|it| it.group == *of) {
+        true => format!("{}, {of}", spec.title),
+        false => spec.title.to_owned(),
+    };
     Some(Chart {
         slug: spec.slug.to_owned(),
-        title: spec.title.to_owned(),
-        caption: spec.caption.to_owned(),
+        title,
+        caption: match series.iter().any(|it| it.band) {
+            true => format!("{} Lines: means over seeds; bands: 95 % intervals.", spec.caption),
+            false => spec.caption.to_owned(),
+        },
         x_label: x_label(&starts),
         y_label: spec.y_label.to_owned(),
         x: XAxis::Steps,
@@ -349,6 +384,25 @@ fn over_steps(spec: &Spec, variants: &[Variant]) -> Option<Chart> {
         series,
         starts,
     })
+}
+
+/// (x, y), and (x, low, high).
+type Averaged = (Vec<(f64, f64)>, Vec<(f64, f64, f64)>);
+
+/// Mean and 95 % interval over seeds at the steps that all of them have.
+fn over_seeds<'a>(curves: impl Iterator<Item = &'a [(f64, f64)]>) -> Averaged {
+    let curves: Vec<_> = curves.collect();
+    let (mut points, mut intervals) = (Vec::new(), Vec::new());
+    for &(x, _) in curves[0] {
+        let at = |curve: &&[(f64, f64)]| {
+            curve.binary_search_by(|it| it.0.total_cmp(&x)).ok().map(|place| curve[place].1)
+        };
+        let Some(values) = curves.iter().map(at).collect::<Option<Vec<f64>>>() else { continue };
+        let Some(over) = OverSeeds::of(&values) else { continue };
+        points.push((x, over.mean));
+        intervals.extend(over.half_width.map(|half| (x, over.mean - half, over.mean + half)));
+    }
+    (points, intervals)
 }
 
 /// Where each stage that `curves` come from begins on an axis that lays the stages end to end: one
@@ -393,27 +447,51 @@ fn intervals(variant: &Variant, key: &str, stage: &str) -> Vec<(f64, f64, f64)> 
     both.filter(|((a, _), (b, _))| a == b).map(|((x, low), (_, high))| (x, low, high)).collect()
 }
 
+/// pass@k by k.
+type PassCurve = Vec<(f64, Estimate)>;
+
 /// pass@k before the first and after the last RL of each variant.
 fn pass_at_k(variants: &[Variant]) -> Option<Chart> {
-    let mut series = Vec::new();
+    // By group and by end, the curves of its seeds.
+    let mut alike: Vec<((&str, &str), Vec<PassCurve>)> = Vec::new();
     for variant in variants {
         let trained: Vec<_> = evaluations(variant).into_iter().filter(|it| it.of_rl).collect();
         let mut ends: Vec<_> = trained.iter().flat_map(|it| &it.evaluations).collect();
         let (Some(after), before) = (ends.pop(), ends.first()) else { continue };
         for (label, evaluation) in [("after RL", Some(after)), ("before RL", before.copied())] {
             let Some(evaluation) = evaluation.filter(|it| !it.pass.is_empty()) else { continue };
-            let pass = || evaluation.pass.iter().map(|(&k, estimate)| (f64::from(k), estimate));
-            let bounds =
-                pass().filter_map(|(k, pass)| Some((k, pass.interval?.0, pass.interval?.1)));
-            series.push(Series {
-                group: variant.group().to_owned(),
-                kind: label.to_owned(),
-                mark: Mark::Discs,
-                points: pass().map(|(k, pass)| (k, pass.value)).collect(),
-                intervals: bounds.collect(),
-            });
+            let pass = evaluation.pass.iter().map(|(&k, estimate)| (f64::from(k), *estimate));
+            let (key, curve) = ((variant.group(), label), pass.collect());
+            match alike.iter_mut().find(|it| it.0 == key) {
+                Some((_, seeds)) => seeds.push(curve),
+                None => alike.push((key, vec![curve])),
+            }
         }
     }
+    let series: Vec<Series> = alike
+        .into_iter()
+        .map(|((group, label), seeds)| {
+            let curves: Vec<Vec<(f64, f64)>> = seeds
+                .iter()
+                .map(|it| it.iter().map(|(k, pass)| (*k, pass.value)).collect())
+                .collect();
+            let several = curves.len() > 1;
+            let (points, mut intervals) = over_seeds(curves.iter().map(Vec::as_slice));
+            if !several {
+                let bounds =
+                    |(k, pass): &(f64, Estimate)| pass.interval.map(|(low, high)| (*k, low, high));
+                intervals = seeds[0].iter().filter_map(bounds).collect();
+            }
+            Series {
+                group: group.to_owned(),
+                kind: label.to_owned(),
+                mark: Mark::Discs,
+                points,
+                intervals,
+                band: several,
+            }
+        })
+        .collect();
     (!series.is_empty()).then(|| Chart {
         slug: "pass_at_k".to_owned(),
         title: "Solved within k tries".to_owned(),
@@ -466,6 +544,7 @@ fn of_family(family: &Family, variant: &Variant, variants: &[Variant]) -> Option
                 mark: family.mark,
                 points: points.map(|(x, y)| (start + x, y)).collect(),
                 intervals: Vec::new(),
+                band: false,
             }
         })
         .collect();

@@ -1,6 +1,6 @@
 //! report.md: the report for a repository page, with PNG plots beside it.
 
-use super::{Report, replies::Rollout, run_folder::text};
+use super::{Report, replies::Rollout, run_folder::text, standings};
 
 /// Characters shown of a prompt with its replies.
 const REPLY_CHARS: usize = 1200;
@@ -13,8 +13,20 @@ pub(super) fn markdown(report: &Report) -> String {
     blocks.extend(notices.map(|notice| format!("> {}", inline(&notice))));
 
     blocks.push("## Before and after RL".to_owned());
+    let (header, rows) = standings::table(&run.variants);
+    let standings = !rows.is_empty();
+    if standings {
+        let row = |cells: &[String]| {
+            let cells: Vec<_> = cells.iter().map(|cell| inline(cell)).collect();
+            format!("| {} |", cells.join(" | "))
+        };
+        let mut table = vec![row(&header), "| --- ".repeat(header.len()) + "|"];
+        table.extend(rows.iter().map(|cells| row(cells)));
+        blocks.push(table.join("\n"));
+        blocks.push(inline(standings::NOTE));
+    }
     let (header, rows) = verdict.table();
-    if !rows.is_empty() {
+    if !rows.is_empty() && (report.fits_columns() || !standings) {
         let row = |first: &str, cells: &[String]| {
             let cells: Vec<_> = cells.iter().map(|cell| inline(cell)).collect();
             format!("| {} | {} |", inline(first), cells.join(" | "))

@@ -11,6 +11,7 @@ mod markdown;
 mod page;
 mod replies;
 mod run_folder;
+mod standings;
 mod verdict;
 
 #[cfg(test)]
@@ -109,6 +110,9 @@ pub fn write(run_dir: &Path) -> Result<ReportPaths, ReportError> {
     Ok(paths)
 }
 
+/// Groups that stand side by side in a table.
+const MOST_COLUMNS: usize = 7;
+
 /// All a report says, before it takes a form.
 #[derive(Debug)]
 struct Report {
@@ -124,10 +128,20 @@ impl Report {
         let verdict = Verdict::of(&run.variants);
         let charts = figures::charts(&run.variants);
         let mut replies = Vec::new();
+        let mut shown: Vec<&str> = Vec::new();
         for variant in &run.variants {
-            replies.extend(replies::of(variant, &mut run.gaps));
+            // Of variants that differ in their seed only, the first is enough to read.
+            if !shown.contains(&variant.group()) {
+                replies.extend(replies::of(variant, &mut run.gaps));
+                shown.push(variant.group());
+            }
         }
         Ok(Self { run, verdict, charts, replies })
+    }
+
+    /// Whether the verdict's table, a column for each group, fits a page.
+    fn fits_columns(&self) -> bool {
+        self.verdict.groups.len() <= MOST_COLUMNS
     }
 
     /// What the status of the run means for the reader; nothing where it is done.
@@ -199,5 +213,36 @@ mod tests {
         let html = fs::read_to_string(write(dir.path()).unwrap().html).unwrap();
         assert!(html.contains("still goes on"));
         assert!(html.contains("No evaluation"));
+    }
+
+    #[test]
+    fn many_variants_with_seeds_have_panels_and_stand_in_order() {
+        let dir = tempfile::tempdir().unwrap();
+        let names: Vec<String> = (0..9)
+            .flat_map(|variant| (1..4).map(move |seed| format!("v{variant}/seed_{seed}")))
+            .collect();
+        let info = serde_json::json!({"name": "many", "status": "done", "variants": names});
+        fs::write(dir.path().join("run.json"), info.to_string()).unwrap();
+        for (nth, name) in names.iter().enumerate() {
+            let folder = dir.path().join("variants").join(name);
+            fs::create_dir_all(&folder).unwrap();
+            fs::write(folder.join("run.json"), "{}").unwrap();
+            let row = |step: u64| {
+                let accuracy = 0.2 + 0.01 * (nth as u64 * step) as f64 / 4.0;
+                let row = serde_json::json!({"step": step, "stage": "rl",
+                    "eval/accuracy": accuracy, "rollout/accuracy": accuracy});
+                format!("{row}\n")
+            };
+            fs::write(folder.join("metrics.jsonl"), [0, 5, 10].map(row).concat()).unwrap();
+        }
+        let paths = write(dir.path()).unwrap();
+        let html = fs::read_to_string(&paths.html).unwrap();
+        let (best, worst) = (html.find("<td>v8</td>").unwrap(), html.find("<td>v0</td>").unwrap());
+        assert!(best < worst, "the best stands first");
+        assert!(html.contains("id=\"accuracy\" class=\"wide\""));
+        assert!(html.contains("means over seeds"));
+        assert!(html.contains("<polygon"), "bands are drawn");
+        let markdown = fs::read_to_string(&paths.markdown).unwrap();
+        assert!(markdown.contains("| v8 | 3 | "), "{markdown}");
     }
 }

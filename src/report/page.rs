@@ -11,6 +11,7 @@ use sha2::{Digest, Sha256};
 use super::{
     Report, ReportError,
     replies::{Rollout, Turn},
+    standings,
 };
 
 const TEMPLATE: &str = include_str!("template.html");
@@ -46,8 +47,9 @@ pub(super) fn html(report: &Report) -> Result<String, ReportError> {
         put(
             &mut charts,
             format_args!(
-                "<figure id=\"{}\">{}<figcaption>{}</figcaption></figure>\n",
+                "<figure id=\"{}\"{}>{}<figcaption>{}</figcaption></figure>\n",
                 escaped(&chart.slug),
+                if chart.has_panels() { " class=\"wide\"" } else { "" },
                 chart.svg()?.replacen(
                     "<svg ",
                     &format!("<svg role=\"img\" aria-label=\"{}\" ", escaped(&chart.title)),
@@ -61,7 +63,7 @@ pub(super) fn html(report: &Report) -> Result<String, ReportError> {
         ("title", escaped(run.name())),
         ("question", question.unwrap_or_default()),
         ("notices", notices),
-        ("table", table(report)),
+        ("table", standings_table(report) + &table(report)),
         ("findings", findings(report)),
         ("charts", charts),
         ("replies", replies(report)),
@@ -90,9 +92,28 @@ fn filled(template: &str, parts: &[(&str, String)]) -> String {
     page
 }
 
+fn standings_table(report: &Report) -> String {
+    let (header, rows) = standings::table(&report.run.variants);
+    if rows.is_empty() {
+        return String::new();
+    }
+    let row = |cells: &[String], tag: &str| {
+        let cells = cells.iter().map(|it| format!("<{tag}>{}</{tag}>", escaped(it)));
+        format!("<tr>{}</tr>\n", cells.collect::<String>())
+    };
+    let body: String = rows.iter().map(|cells| row(cells, "td")).collect();
+    format!(
+        "<div class=\"scroll\"><table><thead>{}</thead><tbody>\n{body}</tbody></table></div>\n\
+         <p class=\"note\">{}</p>\n",
+        row(&header, "th"),
+        escaped(standings::NOTE)
+    )
+}
+
 fn table(report: &Report) -> String {
     let (header, rows) = report.verdict.table();
-    if rows.is_empty() {
+    let standings = !standings::table(&report.run.variants).1.is_empty();
+    if rows.is_empty() || (standings && !report.fits_columns()) {
         return String::new();
     }
     let mut html =
