@@ -24,8 +24,7 @@ impl Registry {
     pub fn builtin() -> Self {
         Self {
             environments: Environments::builtin(),
-            verifiers: Verifiers::builtin()
-                .with_scorer_loader(Arc::new(FolderScorers::default())),
+            verifiers: Verifiers::builtin().with_scorer_loader(Arc::new(FolderScorers::default())),
             algorithms: algorithms::BUILTIN.to_vec(),
         }
     }

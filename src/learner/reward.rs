@@ -262,7 +262,8 @@ impl ScoredTexts {
 /// How many ids all texts begin with.
 fn shared_length(texts: &[impl AsRef<[TokenId]>]) -> usize {
     let Some((first, others)) = texts.split_first() else { return 0 };
-    let alike = |other: &[TokenId]| first.as_ref().iter().zip(other).take_while(|it| it.0 == it.1).count();
+    let alike =
+        |other: &[TokenId]| first.as_ref().iter().zip(other).take_while(|it| it.0 == it.1).count();
     others.iter().map(|it| alike(it.as_ref())).min().unwrap_or(first.as_ref().len())
 }
 

@@ -56,16 +56,15 @@ impl Default for FilePairs {
 
 fn read(table: &mut Table, context: &StageContext<'_>, problems: &mut Problems) -> Option<Read> {
     let settings = table.to_json();
-    let (source, settings) =
-        table.take_with(problems, |options| build(options, context.folder, context.seed)).map(
-            |it| {
-                let mut all = json!(FilePairs::default());
-                for (key, value) in settings.as_object().into_iter().flatten() {
-                    all[key] = value.clone();
-                }
-                (it, all)
-            },
-        )?;
+    let (source, settings) = table
+        .take_with(problems, |options| build(options, context.folder, context.seed))
+        .map(|it| {
+            let mut all = json!(FilePairs::default());
+            for (key, value) in settings.as_object().into_iter().flatten() {
+                all[key] = value.clone();
+            }
+            (it, all)
+        })?;
     Some((source, settings))
 }
 
@@ -318,7 +317,8 @@ mod tests {
     fn pairs_of_one_prompt_are_in_one_split() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("pairs.jsonl");
-        let line = |it: u32| json!({"prompt": format!("{}", it / 2), "chosen": it, "rejected": "b"});
+        let line =
+            |it: u32| json!({"prompt": format!("{}", it / 2), "chosen": it, "rejected": "b"});
         let lines: String = (0..200)
             .map(|it| {
                 let mut line = line(it);

@@ -110,8 +110,9 @@ pub fn read(
 ) -> Option<Read> {
     let names = || BUILTIN.iter().map(|it| it.name);
     if !table.contains("pairs") {
-        let fault = Fault::new("pairs", "there are no preferences to learn from")
-            .expected(format!("a table `pairs` with a `kind`: {}", names().collect::<Vec<_>>().join(" or ")));
+        let fault = Fault::new("pairs", "there are no preferences to learn from").expected(
+            format!("a table `pairs` with a `kind`: {}", names().collect::<Vec<_>>().join(" or ")),
+        );
         problems.at(table, fault);
         return None;
     }
@@ -214,8 +215,7 @@ pub fn kept(folder: &Path) -> Result<PairSet, Error> {
 }
 
 fn line_of(pair: &Pair) -> Value {
-    let mut line =
-        json!({"prompt": pair.prompt, "chosen": pair.chosen, "rejected": pair.rejected});
+    let mut line = json!({"prompt": pair.prompt, "chosen": pair.chosen, "rejected": pair.rejected});
     if let Some(margin) = pair.margin {
         line["margin"] = json!(margin);
     }

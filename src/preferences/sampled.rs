@@ -166,7 +166,8 @@ impl SampledPairs {
             .take(self.pairs_per_task)
             .map(|(better, worse)| {
                 let lead = f64::from(better.reward) - f64::from(worse.reward);
-                let right = self.label_temperature.map_or(1.0, |it| 1.0 / (1.0 + (-lead / it).exp()));
+                let right =
+                    self.label_temperature.map_or(1.0, |it| 1.0 / (1.0 + (-lead / it).exp()));
                 let prefers_better = stream.random_bool(right) != stream.random_bool(self.noise);
                 let (chosen, rejected) =
                     if prefers_better { (better, worse) } else { (worse, better) };
@@ -283,10 +284,9 @@ impl PairSource for Source {
         drop(pool);
         let mut set = PairSet::default();
         let (mut played, mut broken, mut example) = (0, 0, None);
-        for (groups, pairs, split) in [
-            (&trained, &mut set.train, Split::Train),
-            (&held_out, &mut set.held_out, Split::Test),
-        ] {
+        for (groups, pairs, split) in
+            [(&trained, &mut set.train, Split::Train), (&held_out, &mut set.held_out, Split::Test)]
+        {
             for group in groups {
                 let errors = || group.environment_errors.iter().chain(&group.verifier_errors);
                 played += group.members.len() + errors().count();

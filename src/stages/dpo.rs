@@ -116,7 +116,9 @@ impl DpoLearner {
     /// log pi_ref of each scored token of each sequence, nats.
     fn reference(&self, sequences: &[&Sequence]) -> Result<Vec<Vec<f64>>, Error> {
         let Some(reference) = self.learner.reference() else {
-            return Err(Error::Diverged("pairs are compared with a reference, and there is none".into()));
+            return Err(Error::Diverged(
+                "pairs are compared with a reference, and there is none".into(),
+            ));
         };
         let mut all = Vec::with_capacity(sequences.len());
         for run in self.runs(sequences) {
@@ -176,9 +178,13 @@ impl PairLearner for DpoLearner {
             let logprobs = Var::new(logprobs, &candle_core::Device::Cpu)?;
             let judged = self.loss.judged(&logprobs, &replies[run])?;
             let losses = numbers(&judged.losses)?;
-            scores.extend(judged.rewards().zip(losses).map(|((chosen, rejected), loss)| {
-                PairScores { chosen, rejected, loss }
-            }));
+            scores.extend(
+                judged.rewards().zip(losses).map(|((chosen, rejected), loss)| PairScores {
+                    chosen,
+                    rejected,
+                    loss,
+                }),
+            );
         }
         Ok(scores)
     }

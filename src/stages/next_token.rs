@@ -203,7 +203,8 @@ impl Stage for NextTokenStage {
         let mut corpus = Corpus::new(documents, renderer, self.loss_on, context, Seed(order.0))?;
         let config = &self.config;
         let optimizer = config.optimizer.clone();
-        let mut learner = Learner::new(decoder, optimizer, config.steps, Beside::Nothing, run.seed())?;
+        let mut learner =
+            Learner::new(decoder, optimizer, config.steps, Beside::Nothing, run.seed())?;
         let mut first = 0;
         if let Some(checkpoint) = run.resume()? {
             learner.restore(&checkpoint.path, checkpoint.step)?;
@@ -233,7 +234,11 @@ impl Stage for NextTokenStage {
                 learner.save(folder)
             })?;
         }
-        Ok(ModelState { tokenizer: Some(tokenizer), decoder: Some(learner.into_decoder()), scorer: None })
+        Ok(ModelState {
+            tokenizer: Some(tokenizer),
+            decoder: Some(learner.into_decoder()),
+            scorer: None,
+        })
     }
 }
 

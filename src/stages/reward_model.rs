@@ -170,8 +170,7 @@ impl Stage for RewardModelStage {
             centering: self.loss.centering,
         };
         let optimizer = self.pairs.config.optimizer.clone();
-        let mut learner =
-            RewardLearner::new(&policy, loss, optimizer, prepared.steps, run.seed())?;
+        let mut learner = RewardLearner::new(&policy, loss, optimizer, prepared.steps, run.seed())?;
         let scores = self.pairs.run(&prepared, &mut learner, run)?;
         if !scores.is_empty() {
             let (mean, std) = moments(&scores);

@@ -155,6 +155,10 @@ impl Stage for TokenizerStage {
             tokenizer.vocabulary_size(),
             bytes as f64 / tokens.max(1) as f64
         ));
-        Ok(ModelState { tokenizer: Some(Arc::new(tokenizer)), decoder: start.decoder, scorer: None })
+        Ok(ModelState {
+            tokenizer: Some(Arc::new(tokenizer)),
+            decoder: start.decoder,
+            scorer: None,
+        })
     }
 }

@@ -199,6 +199,10 @@ impl Verifier for RewardModel {
         ReferenceKind::ALL
     }
 
+    fn waits(&self) -> bool {
+        true
+    }
+
     fn prepare(&self, place: &Preparation<'_>) -> Result<(), VerifyError> {
         self.scorer(place.models).map(|_| ())
     }
@@ -217,7 +221,10 @@ impl Verifier for RewardModel {
         _: &Reference,
     ) -> Vec<Result<Verdict, VerifyError>> {
         let scores = self.scorer(None).and_then(|scorer| {
-            let scores = scorer.score(transcripts).map_err(|error| self.broken(error))?;
+            let scores = scorer.score(transcripts).map_err(|error| match error {
+                VerifyError::Broken { problem, .. } => self.broken(problem),
+                other => self.broken(other),
+            })?;
             if scores.len() != transcripts.len() {
                 let (got, wanted) = (scores.len(), transcripts.len());
                 return Err(self.broken(format!("gave {got} scores for {wanted} replies")));
