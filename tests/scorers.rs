@@ -302,7 +302,7 @@ fn wrong_uses_of_reward_models_are_told_before_the_start() {
     for (from, to, told) in [
         ("stage = \"reward\",", "stage = \"pretrain\",", "`pretrain`"),
         ("stage = \"reward\",", "model = \"nowhere\",", "no model folder there"),
-        ("path = \"pairs.jsonl\"", "path = \"none.jsonl\"", "cannot read the file"),
+        ("path = \"pairs.jsonl\"", "path = \"none.jsonl\"", "cannot read none.jsonl"),
         ("loss = { centering = 0.01 }", "loss = { centering = -1.0 }", "not a weight"),
         ("loss = { beta = 0.2 }", "loss = { beta = 0.0 }", "hold the policy to the reference"),
         ("epochs = 3", "epochs = 0.0", "no number of passes"),
@@ -318,6 +318,8 @@ fn wrong_uses_of_reward_models_are_told_before_the_start() {
         let stderr = text(&output.stderr);
         assert_eq!(output.status.code(), Some(2), "{to}: {stderr}");
         assert!(stderr.contains(told), "{to}: {stderr}");
+        // What follows from a mistake is not told as another.
+        assert_eq!(stderr.matches("error:").count(), 1, "{to}: {stderr}");
     }
 }
 

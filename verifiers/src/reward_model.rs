@@ -101,6 +101,10 @@ impl VerifierConfig for RewardModelConfig {
                 if let Some(names) = verifiers.earlier_stages()
                     && !names.contains(stage)
                 {
+                    if names.is_empty() {
+                        let problem = "no stage before this one makes a reward model";
+                        return Err(ConfigFault::new("stage", problem).found(stage));
+                    }
                     let names = names.iter().map(String::as_str);
                     return Err(ConfigFault::unknown_name("stage", "earlier stage", stage, names));
                 }
