@@ -249,7 +249,7 @@ pub fn set_interval(metrics: &mut Metrics, name: &str, values: &[f64]) {
 
 /// The 95 % interval of a share seen in so many independent draws. Unlike the mean ± 1.96 standard
 /// errors it has a width where all draws were alike.
-fn wilson(share: f64, draws: f64) -> (f64, f64) {
+pub fn wilson(share: f64, draws: f64) -> (f64, f64) {
     const Z: f64 = 1.96;
     let square = Z * Z / draws;
     let center = (share + square / 2.0) / (1.0 + square);

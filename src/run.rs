@@ -139,22 +139,40 @@ fn run_variants(
     ran
 }
 
-/// The longest sequence of stages that `plan` shares with a variant that is done, as their number
-/// and the folder with the models they left.
-fn shared_start(plan: &RunPlan, done: &[(&RunPlan, PathBuf)]) -> Option<(usize, PathBuf)> {
-    (1..=plan.stages.len()).rev().find_map(|count| {
-        let (other, folder) = done.iter().find(|(other, _)| {
-            other.stages.len() >= count && other.prefix(count) == plan.prefix(count)
-        })?;
-        let models = folder.join(MODELS);
-        models.join(&other.stages[count - 1].name).is_dir().then_some((count, models))
-    })
+/// Stages that a variant need not run, because one that is done has run them.
+struct Shared {
+    /// How many.
+    count: usize,
+    /// The folder with the model of the last of them, and with the scorers of all.
+    models: PathBuf,
+    /// The folder of the newest policy among them, if one of them leaves a policy.
+    policy: Option<PathBuf>,
 }
 
-/// The name of the newest policy among those of the first `count` stages.
-fn newest_policy(plan: &RunPlan, count: usize) -> Option<&str> {
-    let before = plan.stages[..count].iter().rev();
-    before.clone().find(|it| it.stage.leaves_policy()).map(|it| it.name.as_str())
+/// The longest sequence of stages that `plan` shares with a variant that is done.
+fn shared_start(plan: &RunPlan, done: &[(&RunPlan, PathBuf)]) -> Option<Shared> {
+    // A variant that shared a stage itself has no model of it, so the one that ran it is found.
+    let model_of = |index: usize| {
+        let prefix = plan.prefix(index + 1);
+        let alike = |it: &&(&RunPlan, PathBuf)| {
+            it.0.stages.len() > index && it.0.prefix(index + 1) == prefix
+        };
+        let models = done.iter().filter(alike).map(|it| it.1.join(MODELS));
+        models.map(|it| (it.join(&plan.stages[index].name), it)).find(|it| it.0.is_dir())
+    };
+    let (index, (_, models)) =
+        (0..plan.stages.len()).rev().find_map(|index| Some((index, model_of(index)?)))?;
+    let count = index + 1;
+    let policy = match newest_policy(plan, count) {
+        Some(index) => Some(model_of(index)?.0),
+        None => None,
+    };
+    Some(Shared { count, models, policy })
+}
+
+/// Which of the first `count` stages leaves the policy that the next one goes on from.
+fn newest_policy(plan: &RunPlan, count: usize) -> Option<usize> {
+    (0..count).rev().find(|it| plan.stages[*it].stage.leaves_policy())
 }
 
 fn variant_name(plan: &RunPlan) -> Option<String> {
@@ -250,7 +268,7 @@ impl Sitting<'_> {
         &self,
         plan: &RunPlan,
         mut folder: RunFolder,
-        shared: Option<(usize, PathBuf)>,
+        shared: Option<Shared>,
     ) -> Result<(), Error> {
         let ran = self.run_stages(plan, &mut folder, shared);
         // The run's own error is the one to tell.
@@ -264,18 +282,18 @@ impl Sitting<'_> {
         &self,
         plan: &RunPlan,
         folder: &mut RunFolder,
-        shared: Option<(usize, PathBuf)>,
+        shared: Option<Shared>,
     ) -> Result<(), Error> {
         let retention = Retention { keep_last: Some(KEPT_CHECKPOINTS), keep_every: None };
         let checkpoints = Checkpoints::new(folder.checkpoints(), retention);
         checkpoints.recover()?;
         crate::files::recover(&folder.path().join(MODELS))?;
         let names: Vec<String> = plan.stages.iter().map(|it| it.name.clone()).collect();
-        let skipped = shared.as_ref().map_or(0, |it| it.0);
+        let skipped = shared.as_ref().map_or(0, |it| it.count);
         let own =
             (skipped..names.len()).take_while(|it| folder.model(&names[*it]).is_dir()).count();
         let first = skipped + own;
-        if let Some((_, models)) = &shared {
+        if let Some(Shared { models, .. }) = &shared {
             take_scorers(&plan.stages[..skipped], models, &folder.path().join(MODELS))?;
         }
         // A kill may have come between a stage's model and its record.
@@ -304,10 +322,10 @@ impl Sitting<'_> {
         let kept = crate::tracking::read_metrics(&folder.metrics())?;
         tracker.add_sink(Box::new(TensorBoard::begin(&folder.tensorboard(), &kept)?));
         // Where the weights that a stage starts from lie.
-        let policy = newest_policy(plan, first).map(|name| match &shared {
-            Some((_, models)) if names[..skipped].iter().any(|it| it == name) => models.join(name),
-            _ => folder.model(name),
-        });
+        let policy = match newest_policy(plan, first) {
+            Some(index) if index < skipped => shared.and_then(|it| it.policy),
+            own => own.map(|index| folder.model(&names[index])),
+        };
         let (mut state, mut base) = match policy {
             Some(model) => {
                 let state = ModelState::load(&model)?;

@@ -123,7 +123,9 @@ fn every_published_config_passes_the_check() {
             .lines()
             .filter(|it| {
                 it.starts_with("error")
-                    && (it.contains("cannot read the file") || it.contains("no model folder there"))
+                    && (it.contains("cannot read the file")
+                        || it.contains("No such file or directory")
+                        || it.contains("no model folder there"))
             })
             .count();
         if errors > 0 && errors == missing {

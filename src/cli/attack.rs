@@ -39,6 +39,14 @@ pub struct AttackArgs {
 
 /// `tallow attack`.
 pub fn run(args: &AttackArgs, common: &Common, registry: &Registry) -> Result<(), Error> {
+    if args.cases.is_none()
+        && let Some(needs) = registry.verifiers.get(&args.name).and_then(|it| it.needs())
+    {
+        return Err(Error::Data(format!(
+            "`{}` needs {needs} and has no cases of its own: give some with --cases",
+            args.name
+        )));
+    }
     let judges = Judges::new(registry, &args.name, options(&args.set)?)?;
     let cases = match &args.cases {
         Some(path) => from_file(path, args.limit)?,

@@ -11,7 +11,7 @@ use tallow_policies::{Decoder, Engine, Request, SamplingParams, TokenId, Tokeniz
 use tallow_verifiers::Message;
 
 use super::output::Output;
-use super::verify::options;
+use super::verify::{options, prepare};
 use super::{Common, refused, say};
 use crate::chat_template::TemplateOptions;
 use crate::config::problem::Fault;
@@ -436,6 +436,7 @@ pub fn eval(args: &EvalArgs, common: &Common, registry: &Registry) -> Result<(),
         let hint = fault.expected.map(|it| format!("it judges by references of kind {it}"));
         return Err(Error::Usage { problem: format!("{}: {kinds}", fault.problem), hint });
     }
+    prepare(&*verifier)?;
     let config = EvaluationConfig {
         tasks: args.limit,
         samples: args.samples,

@@ -2,13 +2,16 @@
 
 use std::collections::HashMap;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use clap::Args;
 use rayon::prelude::*;
 use serde_json::{Map, Value, json};
-use tallow_verifiers::{Message, Outcome, Reference, StopReason, Transcript, Verifier};
+use tallow_verifiers::{
+    Message, Outcome, Preparation, Reference, StopReason, Transcript, Verifier,
+};
 
 use super::output::Output;
 use super::{Common, refused, say};
@@ -16,6 +19,9 @@ use crate::documents::read_jsonl;
 use crate::error::Error;
 use crate::registry::Registry;
 use crate::rollout::episode::contained;
+
+/// Cases that a verifier which waits for something outside judges at a time.
+const WAITING_THREADS: usize = 16;
 
 /// Judge a file of cases with a verifier.
 ///
@@ -45,20 +51,53 @@ pub fn verify(args: &VerifyArgs, common: &Common, registry: &Registry) -> Result
     let judges = Judges::new(registry, &args.name, options(&args.set)?)?;
     let output = Output::open(args.out.as_deref())?;
     let cases = read_jsonl(&args.cases)?;
-    let verdicts: Vec<Value> = cases
-        .par_iter()
-        .map(|(line, case)| {
-            judges.judge(case).map_err(|problem| {
-                Error::Data(format!("{}:{line}: {problem}", args.cases.display()))
-            })
-        })
+    let place = |line: &usize, problem: String| {
+        Error::Data(format!("{}:{line}: {problem}", args.cases.display()))
+    };
+    // Before any is judged: what one loads, no other thread then waits for.
+    let verifiers: Vec<Arc<dyn Verifier>> = cases
+        .iter()
+        .map(|(line, case)| judges.verifier(case).map_err(|problem| place(line, problem)))
         .collect::<Result<_, Error>>()?;
+    let judged = |index: usize| {
+        let (line, case) = &cases[index];
+        judge(&*verifiers[index], case).map_err(|problem| place(line, problem))
+    };
+    let verdicts: Vec<Value> = if verifiers.iter().any(|it| it.waits()) {
+        on_threads(cases.len(), judged).into_iter().collect::<Result<_, Error>>()?
+    } else {
+        (0..cases.len()).into_par_iter().map(judged).collect::<Result<_, Error>>()?
+    };
     output.write(verdicts.iter().map(Value::to_string))?;
     if let Some(path) = args.out.as_ref().filter(|_| !common.quiet && !common.json) {
         let right = verdicts.iter().filter(|it| it["verdict"] == true).count();
         say(&format!("{} cases, {right} correct: {}", verdicts.len(), path.display()));
     }
     Ok(())
+}
+
+/// What `work` makes of each of `count` indices, in order, on threads that may wait for something
+/// outside.
+fn on_threads<T: Send>(count: usize, work: impl Fn(usize) -> T + Sync) -> Vec<T> {
+    let next = AtomicUsize::new(0);
+    let made: Mutex<Vec<(usize, T)>> = Mutex::new(Vec::with_capacity(count));
+    std::thread::scope(|scope| {
+        for _ in 0..count.min(WAITING_THREADS) {
+            scope.spawn(|| {
+                loop {
+                    let index = next.fetch_add(1, Ordering::Relaxed);
+                    if index >= count {
+                        return;
+                    }
+                    let value = work(index);
+                    made.lock().unwrap_or_else(PoisonError::into_inner).push((index, value));
+                }
+            });
+        }
+    });
+    let mut made = made.into_inner().unwrap_or_else(PoisonError::into_inner);
+    made.sort_by_key(|it| it.0);
+    made.into_iter().map(|it| it.1).collect()
 }
 
 /// `--set` values as a table of options.
@@ -113,6 +152,7 @@ impl<'a> Judges<'a> {
             .verifiers
             .build(name, options.clone())
             .map_err(|fault| refused(fault, "see `tallow list verifiers --long`"))?;
+        prepare(&*verifier)?;
         let known = registry.verifiers.get(name).map(|it| it.default_options());
         let forms = ["gold_form", "pred_form", "form"]
             .into_iter()
@@ -148,13 +188,15 @@ impl<'a> Judges<'a> {
             .verifiers
             .build(self.name, options)
             .map_err(|fault| format!("its options: {fault}"))?;
+        verifier.prepare(&Preparation::default()).map_err(|error| error.to_string())?;
         built.insert(key, Arc::clone(&verifier));
         Ok(verifier)
     }
+}
 
-    fn judge(&self, case: &Map<String, Value>) -> Result<Value, String> {
-        judge(&*self.verifier(case)?, case)
-    }
+/// Lets a verifier load what it judges by; there are no models of stages outside of a run.
+pub fn prepare(verifier: &dyn Verifier) -> Result<(), Error> {
+    verifier.prepare(&Preparation::default()).map_err(|error| Error::Data(error.to_string()))
 }
 
 /// The transcript and reference of a case.

@@ -346,7 +346,12 @@ fn read_run(
             scorers: &scorers,
             template_options: &template_options,
         };
-        let Some((name, stage)) = read_stage(&mut table, &context, problems) else { continue };
+        let called = table.text("name").or(table.text("kind")).map(str::to_owned);
+        let Some((name, stage)) = read_stage(&mut table, &context, problems) else {
+            // Whoever judges by it makes no second mistake.
+            scorers.extend(called);
+            continue;
+        };
         if let Some(fault) = name_fault("name", &name, false) {
             problems.at(&table, fault);
         }

@@ -89,6 +89,8 @@ pub(super) enum XAxis {
     Steps,
     /// Powers of two, evenly spaced, as pass@k wants.
     Doublings,
+    /// From a half to 1: how sure a choice of one of two is.
+    Certainty,
 }
 
 /// How the y axis is laid out.
@@ -556,9 +558,15 @@ impl Frame {
         let stages = if chart.starts.len() > 1 { chart.starts.as_slice() } else { &[] };
         let begins = stages.iter().map(|(start, _)| *start);
         let (first, last) = range(points().map(|&(x, _)| bend_x(x)).chain(begins));
-        let last = if last > first { last } else { first + 1.0 };
+        let (first, last) = match chart.x {
+            XAxis::Certainty => (0.5, 1.0),
+            _ if last > first => (first, last),
+            _ => (first, first + 1.0),
+        };
         let x_ticks = match chart.x {
-            XAxis::Steps => ticks(first, last, if chart.has_panels() { 4 } else { 7 }),
+            XAxis::Steps | XAxis::Certainty => {
+                ticks(first, last, if chart.has_panels() { 4 } else { 7 })
+            }
             XAxis::Doublings => {
                 let mut tries: Vec<_> = points().map(|&(x, _)| x).collect();
                 tries.sort_by(f64::total_cmp);

@@ -3,6 +3,8 @@
 //! Every stage counts its steps from the start. Where several stages of a run have a metric, its
 //! plot lays them end to end and marks where each begins.
 
+use crate::evaluation::wilson;
+
 use super::{
     chart::{Chart, Mark, Series, XAxis, YAxis},
     run_folder::{Curve, Variant},
@@ -170,6 +172,38 @@ const OVER_STEPS: &[Spec] = &[
         ],
     },
     Spec {
+        slug: "pair_accuracy",
+        title: "Pairs ranked right",
+        caption: "Share of pairs in which the preferred reply scores higher; a half is chance. Discs: \
+                  held-out pairs with 95 % intervals.",
+        y_label: "share of pairs",
+        y: YAxis::Share,
+        kinds: &[
+            discs("eval/accuracy", "held-out pairs"),
+            noisy("train/accuracy", "training batches"),
+        ],
+    },
+    Spec {
+        slug: "pair_loss",
+        title: "Loss of pairs",
+        caption: "Of reward models and DPO; ln 2 = 0.69 is a model that does not tell the replies \
+                  apart.",
+        y_label: "nats per pair",
+        y: YAxis::FromZero,
+        kinds: &[
+            noisy("train/loss_nats", "training batches"),
+            discs("eval/loss", "held-out pairs"),
+        ],
+    },
+    Spec {
+        slug: "pair_margin",
+        title: "Lead of the preferred reply",
+        caption: "Mean difference of the scores of a pair's replies.",
+        y_label: "score",
+        y: YAxis::Fitted,
+        kinds: &[noisy("train/margin", "training batches"), discs("eval/margin", "held-out pairs")],
+    },
+    Spec {
         slug: "bits_per_byte",
         title: "Bits per byte",
         caption: "Loss in a unit that does not depend on the tokenizer.",
@@ -205,6 +239,9 @@ pub(super) fn charts(variants: &[Variant]) -> Vec<Chart> {
         charts.extend(over_steps(spec, variants));
         if spec.slug == "accuracy" {
             charts.extend(pass_at_k(variants));
+        }
+        if spec.slug == "pair_margin" {
+            charts.extend(calibration(variants));
         }
     }
     for family in FAMILIES {
@@ -311,12 +348,18 @@ const FAMILIES: &[Family] = &[
 ];
 
 fn over_steps(spec: &Spec, variants: &[Variant]) -> Option<Chart> {
+    let of_pairs = spec.slug.starts_with("pair_");
     let curves: Vec<(&Kind, &Variant, Curve)> = spec
         .kinds
         .iter()
         .flat_map(|kind| variants.iter().map(move |variant| (kind, variant)))
         .flat_map(|(kind, variant)| {
             variant.curves(kind.key).into_iter().map(move |curve| (kind, variant, curve))
+        })
+        // Both kinds of stages have an accuracy and a loss, of replies and tokens or of pairs.
+        .filter(|(kind, variant, curve)| {
+            let either = !kind.key.starts_with("eval/") && !kind.key.starts_with("train/");
+            either || of_pairs == variant.learns_from_pairs(&curve.stage)
         })
         .collect();
     let starts = starts(variants, curves.iter().map(|it| &it.2));
@@ -507,6 +550,63 @@ fn pass_at_k(variants: &[Variant]) -> Option<Chart> {
     })
 }
 
+/// How sure a stage that learned from pairs is of held-out ones, and how often it is right.
+fn calibration(variants: &[Variant]) -> Option<Chart> {
+    let mut series = Vec::new();
+    for variant in variants {
+        let stages = variant.stages().into_iter().filter(|it| variant.learns_from_pairs(it));
+        for stage in stages {
+            let last = |number: usize, what: &str| {
+                let curves = variant.curves(&format!("calibration/bin_{number}_{what}"));
+                let curve = curves.into_iter().find(|it| it.stage == stage)?;
+                Some(curve.points.last()?.1)
+            };
+            let bins: Vec<(f64, f64, f64)> = (1..)
+                .map_while(|number| {
+                    // Bins without pairs have no numbers; there are no more than ten.
+                    (number <= 10).then(|| {
+                        let predicted = last(number, "predicted")?;
+                        Some((predicted, last(number, "observed")?, last(number, "pairs")?))
+                    })
+                })
+                .flatten()
+                .collect();
+            if bins.is_empty() {
+                continue;
+            }
+            series.push(Series {
+                group: variant.group().to_owned(),
+                kind: stage.to_owned(),
+                mark: Mark::Discs,
+                points: bins.iter().map(|it| (it.0, it.1)).collect(),
+                intervals: bins
+                    .iter()
+                    .map(|&(predicted, observed, pairs)| {
+                        let (low, high) = wilson(observed, pairs);
+                        (predicted, low, high)
+                    })
+                    .collect(),
+                band: false,
+            });
+        }
+    }
+    (!series.is_empty()).then(|| Chart {
+        slug: "pair_calibration".to_owned(),
+        title: "Calibration on held-out pairs".to_owned(),
+        caption:
+            "Pairs by how sure the model is of its preference, with 95 % intervals. A model that \
+                  can be taken at its word is right as often as it is sure; one below that is too \
+                  sure."
+                .to_owned(),
+        x_label: "predicted probability".to_owned(),
+        y_label: "share right".to_owned(),
+        x: XAxis::Certainty,
+        y: YAxis::Share,
+        series,
+        starts: Vec::new(),
+    })
+}
+
 fn of_family(family: &Family, variant: &Variant, variants: &[Variant]) -> Option<Chart> {
     let keys = variant.keys(family.prefix).into_iter();
     let mut named: Vec<(Option<u32>, String, String)> = keys
@@ -609,6 +709,49 @@ mod tests {
         assert_eq!(kinds("phrases"), ["reflection"]);
         assert_eq!(kinds("phrase_counts"), ["reflection"]);
         assert_eq!(kinds("staleness_histogram"), ["1 behind"]);
+    }
+
+    #[test]
+    fn shares_of_pairs_are_not_shown_as_shares_of_replies() {
+        let line = |stage: &str, step: f64, values: &[(&str, f64)]| Line {
+            step,
+            stage: stage.to_owned(),
+            values: values.iter().map(|(key, value)| ((*key).to_owned(), *value)).collect(),
+        };
+        let lines = vec![
+            line("pretrain", 9.0, &[("train/loss_nats", 2.0)]),
+            line("reward", 9.0, &[("train/loss_nats", 0.6), ("train/margin", 0.2)]),
+            line(
+                "reward",
+                9.0,
+                &[
+                    ("eval/accuracy", 0.9),
+                    ("eval/margin", 1.0),
+                    ("calibration/bin_2_predicted", 0.65),
+                    ("calibration/bin_2_observed", 0.7),
+                    ("calibration/bin_2_pairs", 40.0),
+                ],
+            ),
+            line("rl", 9.0, &[("eval/accuracy", 0.5), ("rollout/reward_mean", 0.5)]),
+        ];
+        let variant = Variant {
+            name: "main".to_owned(),
+            info: serde_json::Map::new(),
+            dir: std::path::PathBuf::new(),
+            lines,
+        };
+        let values = |slug: &str| -> Vec<f64> {
+            let charts = charts(std::slice::from_ref(&variant));
+            let chart = charts.iter().find(|it| it.slug == slug).expect("a chart");
+            chart.series.iter().flat_map(|it| &it.points).map(|it| it.1).collect()
+        };
+        assert_eq!(values("accuracy"), [0.5]);
+        assert_eq!(values("pair_accuracy"), [0.9]);
+        assert_eq!(values("pretraining_loss"), [2.0]);
+        assert_eq!(values("pair_loss"), [0.6]);
+        assert_eq!(values("pair_calibration"), [0.7]);
+        let evaluated = evaluations(&variant);
+        assert_eq!(evaluated.iter().map(|it| it.stage.as_str()).collect::<Vec<_>>(), ["rl"]);
     }
 
     #[test]

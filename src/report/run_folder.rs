@@ -168,6 +168,15 @@ impl Variant {
         curves
     }
 
+    /// Whether a stage learns from pairs: its `eval/accuracy` is a share of pairs, not of replies, and
+    /// its losses are those of pairs.
+    pub(super) fn learns_from_pairs(&self, stage: &str) -> bool {
+        let mut lines = self.lines.iter().filter(|line| line.stage == stage);
+        lines.any(|line| {
+            line.values.contains_key("train/margin") || line.values.contains_key("eval/margin")
+        })
+    }
+
     /// Keys that start with `prefix`, sorted.
     pub(super) fn keys(&self, prefix: &str) -> Vec<String> {
         let mut keys: Vec<_> = self

@@ -146,7 +146,7 @@ pub(super) struct StageEvaluations {
 /// itself: then stages that only evaluate stand before and after it.
 pub(super) fn evaluations(variant: &Variant) -> Vec<StageEvaluations> {
     let mut stages: Vec<StageEvaluations> = Vec::new();
-    for name in variant.stages() {
+    for name in variant.stages().into_iter().filter(|it| !variant.learns_from_pairs(it)) {
         let evaluations = evaluations_of(variant, name);
         if !evaluations.is_empty() {
             let of_rl = has_rollouts(variant, name);

@@ -4,8 +4,11 @@
 //! pool (caller) ──Job::Start──▶ workers ──ToEngine::Request──▶ engine thread
 //!      ▲  ▲                      │   ▲                              │
 //!      │  └──Event::Ended────────┘   └────────Job::Reply────────────┘
-//!      └──Event::Scored── rayon (one job per complete group)
+//!      └──Event::Scored── rayon, or judge threads (one job per complete group)
 //! ```
+//!
+//! A verifier that waits for something outside (a program, a server) judges on threads of its own: on
+//! rayon's it would hold up the matrix products of everybody else.
 //!
 //! Channels are bounded by the episodes in flight, which the pool limits: a slow learner slows the
 //! rollouts. The engine never waits for a worker: its channel holds every episode in flight.
@@ -34,6 +37,9 @@ use super::scoring::Scoring;
 use super::trajectory::{ScoredGroup, Trajectory};
 use crate::error::Error;
 use crate::renderer::Renderer;
+
+/// Groups that a verifier which waits judges at a time.
+const JUDGES: usize = 16;
 
 /// How often a waiting pool looks whether the user pressed Ctrl-C.
 const INTERRUPT_POLL: Duration = Duration::from_millis(50);
@@ -77,6 +83,8 @@ pub struct RolloutPool {
     limits: PoolLimits,
     jobs: Option<Sender<Job>>,
     engine: Option<Sender<ToEngine>>,
+    /// Where complete groups go to, if the verifier waits.
+    judges: Option<Sender<Verdicts>>,
     events: Receiver<Event>,
     events_in: Sender<Event>,
     threads: Vec<JoinHandle<()>>,
@@ -141,6 +149,7 @@ impl RolloutPool {
             engine = engine.with_cache_bytes(bytes);
         }
         let room = limits.episodes.max(1);
+        let judges = scoring.verifier.waits().then(|| judges(room));
         let (jobs, job_box) = bounded(room);
         let (to_engine, mailbox) = bounded(limits.threads.max(1) * 4);
         // Ended and Scored of every episode in flight, and a failure.
@@ -173,6 +182,7 @@ impl RolloutPool {
             limits,
             jobs: Some(jobs),
             engine: Some(to_engine),
+            judges,
             events,
             events_in,
             threads,
@@ -356,7 +366,13 @@ impl RolloutPool {
                     Err(problem) => pending.errors.push(problem),
                 }
                 if pending.trajectories.len() + pending.errors.len() == pending.size {
-                    judge(group, pending, self.scoring.clone(), self.events_in.clone());
+                    let verdicts =
+                        judged(group, pending, self.scoring.clone(), self.events_in.clone());
+                    match &self.judges {
+                        // Its room is for all episodes in flight, so it never blocks.
+                        Some(judges) => drop(judges.send(verdicts)),
+                        None => rayon::spawn(verdicts),
+                    }
                 }
                 Ok(())
             }
@@ -364,23 +380,43 @@ impl RolloutPool {
     }
 }
 
-/// Judges a complete group on rayon's pool.
-fn judge(group: u64, pending: &mut Pending, scoring: Scoring, events: Sender<Event>) {
+/// Judges a complete group and tells the pool.
+type Verdicts = Box<dyn FnOnce() + Send>;
+
+/// Threads for a verifier that waits, at most one for each of `room` groups. They end when the pool
+/// drops their mailbox; nobody joins them, for what they wait for may take its time, and a verdict that
+/// comes too late is dropped.
+fn judges(room: usize) -> Sender<Verdicts> {
+    let (sender, mailbox) = bounded::<Verdicts>(room);
+    for number in 0..room.min(JUDGES) {
+        let mailbox = mailbox.clone();
+        drop(spawn(&format!("judge-{number}"), move || {
+            while let Ok(verdicts) = mailbox.recv() {
+                verdicts();
+            }
+        }));
+    }
+    sender
+}
+
+/// The judging of a complete group, still to be done.
+fn judged(group: u64, pending: &mut Pending, scoring: Scoring, events: Sender<Event>) -> Verdicts {
     let mut trajectories = std::mem::take(&mut pending.trajectories);
     trajectories.sort_by_key(|it| it.member);
     let mut errors = std::mem::take(&mut pending.errors);
     errors.sort_unstable();
     let (task, seed) = (Arc::clone(&pending.task), pending.seed);
-    rayon::spawn(move || {
+    Box::new(move || {
         let scored = scoring.score(&task, trajectories, errors, seed);
         // The pool may be gone already; then nobody waits for this group.
         drop(events.send(Event::Scored { group, scored }));
-    });
+    })
 }
 
 impl Drop for RolloutPool {
     fn drop(&mut self) {
         self.jobs = None;
+        self.judges = None;
         self.stopping.store(true, Ordering::Relaxed);
         if let Some(engine) = self.engine.take() {
             drop(engine.send(ToEngine::Stop));

@@ -124,6 +124,10 @@ impl Verifier for Http {
     }
 
     /// Asks about no items: is a scorer there?
+    fn waits(&self) -> bool {
+        true
+    }
+
     fn prepare(&self, _: &Preparation<'_>) -> Result<(), VerifyError> {
         self.ask(0, &[], &Reference::None).map(|_| ())
     }

@@ -101,6 +101,10 @@ impl VerifierConfig for RewardModelConfig {
                 if let Some(names) = verifiers.earlier_stages()
                     && !names.contains(stage)
                 {
+                    if names.is_empty() {
+                        let problem = "no stage before this one makes a reward model";
+                        return Err(ConfigFault::new("stage", problem).found(stage));
+                    }
                     let names = names.iter().map(String::as_str);
                     return Err(ConfigFault::unknown_name("stage", "earlier stage", stage, names));
                 }
@@ -199,6 +203,10 @@ impl Verifier for RewardModel {
         ReferenceKind::ALL
     }
 
+    fn waits(&self) -> bool {
+        true
+    }
+
     fn prepare(&self, place: &Preparation<'_>) -> Result<(), VerifyError> {
         self.scorer(place.models).map(|_| ())
     }
@@ -217,7 +225,10 @@ impl Verifier for RewardModel {
         _: &Reference,
     ) -> Vec<Result<Verdict, VerifyError>> {
         let scores = self.scorer(None).and_then(|scorer| {
-            let scores = scorer.score(transcripts).map_err(|error| self.broken(error))?;
+            let scores = scorer.score(transcripts).map_err(|error| match error {
+                VerifyError::Broken { problem, .. } => self.broken(problem),
+                other => self.broken(other),
+            })?;
             if scores.len() != transcripts.len() {
                 let (got, wanted) = (scores.len(), transcripts.len());
                 return Err(self.broken(format!("gave {got} scores for {wanted} replies")));

@@ -186,6 +186,10 @@ impl Verifier for Rubric {
         self.kinds
     }
 
+    fn waits(&self) -> bool {
+        self.parts.iter().any(|part| part.verifier.waits())
+    }
+
     fn prepare(&self, place: &Preparation<'_>) -> Result<(), VerifyError> {
         for part in &self.parts {
             part.verifier.prepare(place).map_err(|error| part.named(error))?;

@@ -42,6 +42,13 @@ pub trait Verifier: Send + Sync {
         Ok(())
     }
 
+    /// Whether a verdict waits for something outside (a program, a server, a model that computes on
+    /// all cores), so that whoever judges should do it on threads of its own and not hold up a pool
+    /// of threads that compute.
+    fn waits(&self) -> bool {
+        false
+    }
+
     /// Judges one transcript against its task's reference.
     ///
     /// # Errors

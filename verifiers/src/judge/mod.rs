@@ -485,6 +485,10 @@ impl Verifier for Judge {
         ReferenceKind::ALL
     }
 
+    fn waits(&self) -> bool {
+        true
+    }
+
     fn prepare(&self, _: &Preparation<'_>) -> Result<(), VerifyError> {
         match &self.cache {
             None => Ok(()),

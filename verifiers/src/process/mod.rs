@@ -289,6 +289,10 @@ impl Verifier for Process {
         ReferenceKind::ALL
     }
 
+    fn waits(&self) -> bool {
+        true
+    }
+
     fn prepare(&self, _: &Preparation<'_>) -> Result<(), VerifyError> {
         self.place().child().map(|_| ()).map_err(|problem| self.broken(&problem))
     }
