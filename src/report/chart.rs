@@ -1,6 +1,6 @@
 //! One drawing code for every plot of a report, as SVG for the page and PNG for Markdown.
 //!
-//! Colours: Okabe and Ito's palette, which the colour-blind can tell apart. The page replaces
+//! Colours: Okabe and Ito's palette, which the colour-blind can tell apart, then grey and violet. The page replaces
 //! them by lighter ones on a dark ground (attribute selectors in template.html), so a colour used
 //! here must stand there too.
 
@@ -18,8 +18,15 @@ use plotters::{
 
 use super::ReportError;
 
-/// Width and height of a plot in layout units; text sizes below are in the same units.
+/// Width and height of a plot of one panel in layout units; text sizes below are in the same units.
 const SIZE: (i32, i32) = (600, 350);
+
+/// Where the first panel ends, and how much lower every further one does.
+const FIRST_BOTTOM: i32 = 290;
+const PANEL: i32 = 178;
+
+/// Between two panels.
+const PANEL_GAP: i32 = 22;
 
 /// Pixels to a layout unit. plotters rounds to whole pixels, so lines drawn at 1 look jagged.
 const SVG_SCALE: i32 = 3;
@@ -43,7 +50,7 @@ const STAGE_NAME: i32 = 13;
 const INK: RGBColor = RGBColor(0x24, 0x29, 0x2f);
 const FAINT_INK: RGBColor = RGBColor(0x57, 0x60, 0x6a);
 const GRID: RGBColor = RGBColor(0xd8, 0xde, 0xe4);
-const PALETTE: [RGBColor; 7] = [
+const PALETTE: [RGBColor; 8] = [
     RGBColor(0x00, 0x72, 0xb2),
     RGBColor(0xd5, 0x5e, 0x00),
     RGBColor(0x00, 0x9e, 0x73),
@@ -51,6 +58,7 @@ const PALETTE: [RGBColor; 7] = [
     RGBColor(0xe6, 0x9f, 0x00),
     RGBColor(0x56, 0xb4, 0xe9),
     RGBColor(0x7f, 0x7f, 0x7f),
+    RGBColor(0x7b, 0x4f, 0xb5),
 ];
 
 /// DejaVu Sans, cut down to Latin, Greek and signs; licence in font/LICENSE-DejaVu.txt.
@@ -71,8 +79,19 @@ pub(super) struct Chart {
     pub(super) x: XAxis,
     pub(super) y: YAxis,
     pub(super) series: Vec<Series>,
+    /// Further panels below the first, over the same x axis, with the same colours.
+    pub(super) below: Vec<Panel>,
     /// Where stages begin that are laid end to end; drawn if there are several.
     pub(super) starts: Vec<(f64, String)>,
+}
+
+/// One of several sets of axes of a plot.
+#[derive(Clone, Debug)]
+pub(super) struct Panel {
+    /// With the unit.
+    pub(super) y_label: String,
+    pub(super) y: YAxis,
+    pub(super) series: Vec<Series>,
 }
 
 /// What the x axis counts.
@@ -118,13 +137,19 @@ pub(super) enum Mark {
     Noisy,
     /// Few values that each stand for much: discs joined by a line.
     Discs,
+    /// Values that are smooth already: a line.
+    Line,
+    /// One of the curves that a line is the mean of: a faint line.
+    Faint,
+    /// Places on a line: rings.
+    Places,
 }
 
 impl Chart {
     /// The plot as an SVG element without a background.
     pub(super) fn svg(&self) -> Result<String, ReportError> {
         let mut svg = String::new();
-        let size = ((SIZE.0 * SVG_SCALE) as u32, (SIZE.1 * SVG_SCALE) as u32);
+        let size = ((SIZE.0 * SVG_SCALE) as u32, (self.height() * SVG_SCALE) as u32);
         let root = SVGBackend::with_string(&mut svg, size).into_drawing_area();
         self.draw(&Canvas { root: &root, scale: SVG_SCALE })
             .and_then(|()| root.present())
@@ -135,7 +160,7 @@ impl Chart {
 
     /// Writes the plot as a PNG on white.
     pub(super) fn write_png(&self, path: &Path) -> Result<(), ReportError> {
-        let (width, height) = ((SIZE.0 * PNG_SCALE) as usize, (SIZE.1 * PNG_SCALE) as usize);
+        let (width, height) = ((SIZE.0 * PNG_SCALE) as usize, (self.height() * PNG_SCALE) as usize);
         let side = PNG_SUPERSAMPLING as usize;
         let mut fine = vec![255u8; width * height * side * side * 3];
         {
@@ -152,6 +177,15 @@ impl Chart {
             .map_err(|error| self.failed(&error))
     }
 
+    fn height(&self) -> i32 {
+        SIZE.1 + PANEL * self.below.len() as i32
+    }
+
+    /// The series of all panels.
+    fn all_series(&self) -> impl Iterator<Item = &Series> {
+        self.series.iter().chain(self.below.iter().flat_map(|panel| &panel.series))
+    }
+
     fn failed(&self, error: &dyn std::fmt::Display) -> ReportError {
         ReportError::Plot { slug: self.slug.clone(), reason: error.to_string() }
     }
@@ -162,7 +196,41 @@ impl Chart {
         let legend_end = self.draw_legend(canvas)?;
 
         let above = if self.starts.len() > 1 { STAGE_NAME } else { 0 };
-        let frame = Frame::new(self, legend_end + 12 + above);
+        let first = (self.y_label.as_str(), self.y, self.series.as_slice());
+        let below = self.below.iter().map(|it| (it.y_label.as_str(), it.y, it.series.as_slice()));
+        let (mut top, mut bottom) = (legend_end + 12 + above, FIRST_BOTTOM);
+        let mut frames = Vec::new();
+        for (label, y, series) in std::iter::once(first).chain(below) {
+            frames.push((Frame::new(self, y, series, top, bottom), label, series));
+            (top, bottom) = (bottom + PANEL_GAP, bottom + PANEL);
+        }
+        // Panels stand on one x axis.
+        let left = frames.iter().map(|(frame, ..)| frame.left).max().unwrap_or_default();
+        for (nth, (frame, label, series)) in frames.iter_mut().enumerate() {
+            frame.left = left;
+            self.draw_axes(canvas, frame, label, nth == self.below.len())?;
+            self.draw_starts(canvas, frame, nth == 0)?;
+            // Dots first, so that no line is hidden under those of another series.
+            for series in series.iter() {
+                self.draw_dots(canvas, frame, series)?;
+            }
+            let is_faint = |it: &&Series| it.mark == Mark::Faint;
+            let clear = series.iter().filter(|it| !is_faint(it));
+            for series in series.iter().filter(is_faint).chain(clear) {
+                self.draw_series(canvas, frame, series)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Grid and labels; those of x only under the last panel.
+    fn draw_axes<B: DrawingBackend>(
+        &self,
+        canvas: &Canvas<'_, B>,
+        frame: &Frame,
+        y_label: &str,
+        is_last: bool,
+    ) -> Drawn<B> {
         for &(at, ref label) in &frame.y_ticks {
             let y = frame.y(at);
             canvas.line(&[(frame.left, y), (frame.right, y)], &GRID, 1, None)?;
@@ -178,14 +246,10 @@ impl Chart {
         for &(at, ref label) in &frame.x_ticks {
             let x = frame.x(at);
             canvas.line(&[(x, frame.bottom), (x, frame.bottom + 4)], &FAINT_INK, 1, None)?;
-            canvas.text(
-                label,
-                (x, frame.bottom + 8),
-                LABEL,
-                &FAINT_INK,
-                HPos::Center,
-                VPos::Top,
-            )?;
+            if is_last {
+                let at = (x, frame.bottom + 8);
+                canvas.text(label, at, LABEL, &FAINT_INK, HPos::Center, VPos::Top)?;
+            }
         }
         canvas.line(
             &[(frame.left, frame.bottom), (frame.right, frame.bottom)],
@@ -193,23 +257,20 @@ impl Chart {
             1,
             None,
         )?;
-        let middle = (frame.left + frame.right) / 2;
-        canvas.text(&self.x_label, (middle, 334), LABEL, &INK, HPos::Center, VPos::Center)?;
-        canvas.rotated_text(&self.y_label, (16, (frame.top + frame.bottom) / 2), LABEL, &INK)?;
-
-        self.draw_starts(canvas, &frame)?;
-        // Dots first, so that no line is hidden under those of another series.
-        for series in &self.series {
-            self.draw_dots(canvas, &frame, series)?;
+        if is_last {
+            let at = ((frame.left + frame.right) / 2, frame.bottom + 44);
+            canvas.text(&self.x_label, at, LABEL, &INK, HPos::Center, VPos::Center)?;
         }
-        for series in &self.series {
-            self.draw_series(canvas, &frame, series)?;
-        }
-        Ok(())
+        canvas.rotated_text(y_label, (16, (frame.top + frame.bottom) / 2), LABEL, &INK)
     }
 
     /// A dashed line where each stage begins, and its name at the top.
-    fn draw_starts<B: DrawingBackend>(&self, canvas: &Canvas<'_, B>, frame: &Frame) -> Drawn<B> {
+    fn draw_starts<B: DrawingBackend>(
+        &self,
+        canvas: &Canvas<'_, B>,
+        frame: &Frame,
+        named: bool,
+    ) -> Drawn<B> {
         if self.starts.len() < 2 {
             return Ok(());
         }
@@ -223,6 +284,9 @@ impl Chart {
         }
         for (x, names) in places {
             canvas.line(&[(x, frame.top), (x, frame.bottom)], &FAINT_INK, 1, Some((3, 3)))?;
+            if !named {
+                continue;
+            }
             let width = canvas.text_width(&names, STAGE_NAME)?;
             let left = (x + 4).min(frame.right - width);
             let at = (left, frame.top - 2);
@@ -257,10 +321,21 @@ impl Chart {
         let smooth = match series.mark {
             // On a log axis the mean of the logarithms is what the eye expects.
             Mark::Noisy => running_mean(&thinned(&series.points), |y| frame.bent(y)),
-            Mark::Discs => series.points.iter().map(|&(x, y)| (x, frame.bent(y))).collect(),
+            Mark::Line | Mark::Faint => {
+                thinned(&series.points).into_iter().map(|(x, y)| (x, frame.bent(y))).collect()
+            }
+            Mark::Discs | Mark::Places => {
+                series.points.iter().map(|&(x, y)| (x, frame.bent(y))).collect()
+            }
         };
         let line: Vec<_> =
             smooth.iter().map(|&(x, bent)| (frame.x(x), frame.y_bent(bent))).collect();
+        if series.mark == Mark::Faint {
+            return canvas.line(&line, &colour.mix(0.35), 1, None);
+        }
+        if series.mark == Mark::Places {
+            return line.iter().try_for_each(|&at| canvas.ring(at, &colour));
+        }
         if self.is_joined(series) {
             canvas.line(&line, &colour, 2, self.dashes(series))?;
         }
@@ -291,7 +366,7 @@ impl Chart {
         }
         if kinds.len() > 1 {
             for kind in &kinds {
-                let series = self.series.iter().find(|series| series.kind == **kind);
+                let series = self.all_series().find(|series| series.kind == **kind);
                 let series = series.expect("every kind comes from a series");
                 let colour = if groups.len() > 1 { INK } else { self.colour(series) };
                 entries.push((kind, colour, Some(series)));
@@ -312,7 +387,11 @@ impl Chart {
                 canvas.disc((x + 16, y + 4), 7, &colour.mix(0.4))?;
             }
             let dashes = series.and_then(|series| self.dashes(series));
-            if series.is_none_or(|series| self.is_joined(series)) {
+            if mark == Some(Mark::Faint) {
+                canvas.line(&[(x, y), (x + 22, y)], &colour.mix(0.35), 1, None)?;
+            } else if mark == Some(Mark::Places) {
+                canvas.ring((x + 11, y), &colour)?;
+            } else if series.is_none_or(|series| self.is_joined(series)) {
                 canvas.line(&[(x, y), (x + 22, y)], &colour, 2, dashes)?;
             } else {
                 canvas.line(&[(x + 11, y - 7), (x + 11, y + 7)], &colour, 1, None)?;
@@ -327,11 +406,11 @@ impl Chart {
     }
 
     fn groups(&self) -> Vec<&str> {
-        distinct(self.series.iter().map(|series| series.group.as_str()))
+        distinct(self.all_series().map(|series| series.group.as_str()))
     }
 
     fn kinds(&self) -> Vec<&str> {
-        distinct(self.series.iter().map(|series| series.kind.as_str()))
+        distinct(self.all_series().map(|series| series.kind.as_str()))
     }
 
     fn colour(&self, series: &Series) -> RGBColor {
@@ -343,12 +422,16 @@ impl Chart {
 
     /// Discs beside a noisy curve are not joined: the curve shows the way between them.
     fn is_joined(&self, series: &Series) -> bool {
-        series.mark == Mark::Noisy || self.series.iter().all(|other| other.mark == Mark::Discs)
+        match series.mark {
+            Mark::Noisy | Mark::Line | Mark::Faint => true,
+            Mark::Discs => self.all_series().all(|other| other.mark == Mark::Discs),
+            Mark::Places => false,
+        }
     }
 
     /// The length and gap of the dashes of a series; a solid line for the first kind of a mark.
     fn dashes(&self, series: &Series) -> Option<(i32, i32)> {
-        let same_mark = self.series.iter().filter(|other| other.mark == series.mark);
+        let same_mark = self.all_series().filter(|other| other.mark == series.mark);
         let kinds = distinct(same_mark.map(|other| other.kind.as_str()));
         match kinds.iter().position(|kind| *kind == series.kind).unwrap_or_default() {
             0 => None,
@@ -370,7 +453,7 @@ impl<B: DrawingBackend> Canvas<'_, B> {
     fn line(
         &self,
         points: &[(i32, i32)],
-        colour: &RGBColor,
+        colour: &impl Color,
         width: u32,
         dashes: Option<(i32, i32)>,
     ) -> Drawn<B> {
@@ -389,6 +472,12 @@ impl<B: DrawingBackend> Canvas<'_, B> {
     fn disc(&self, at: (i32, i32), diameter: i32, colour: &impl Color) -> Drawn<B> {
         let radius = (diameter * self.scale / 4).max(1);
         self.root.draw(&Circle::new(self.scaled(at), radius, colour.filled()))
+    }
+
+    /// A ring around a place on a line.
+    fn ring(&self, at: (i32, i32), colour: &RGBColor) -> Drawn<B> {
+        let style = colour.stroke_width(2 * self.scale as u32);
+        self.root.draw(&Circle::new(self.scaled(at), 6 * self.scale, style))
     }
 
     fn text(
@@ -442,14 +531,14 @@ struct Frame {
 }
 
 impl Frame {
-    fn new(chart: &Chart, top: i32) -> Self {
-        let points = || chart.series.iter().flat_map(|series| &series.points);
-        let values = points().map(|&(_, y)| y);
-        let bounds = chart.series.iter().flat_map(|series| &series.intervals);
+    fn new(chart: &Chart, y: YAxis, series: &[Series], top: i32, bottom: i32) -> Self {
+        let points = || chart.all_series().flat_map(|series| &series.points);
+        let values = series.iter().flat_map(|series| &series.points).map(|&(_, y)| y);
+        let bounds = series.iter().flat_map(|series| &series.intervals);
         let values: Vec<f64> =
             values.chain(bounds.flat_map(|&(_, low, high)| [low, high])).collect();
 
-        let (y_range, y_ticks) = match chart.y {
+        let (y_range, y_ticks) = match y {
             YAxis::Share => ((0.0, 1.0), ticks(0.0, 1.0, 5)),
             YAxis::Log => log_ticks(&values),
             YAxis::FromZero => fitted(range(values.iter().copied().chain([0.0]))),
@@ -475,11 +564,11 @@ impl Frame {
             left: 42 + 9 * longest as i32,
             right: SIZE.0 - 16,
             top,
-            bottom: 290,
+            bottom,
             x_range: (first - margin, last + margin),
             y_range,
             x_axis: chart.x,
-            y_axis: chart.y,
+            y_axis: y,
             x_ticks,
             y_ticks,
         }
@@ -693,6 +782,11 @@ mod tests {
             x: XAxis::Steps,
             y: YAxis::Share,
             series: vec![series("a"), series("<img onerror=x>\u{1b}")],
+            below: vec![Panel {
+                y_label: "</text><script>".to_owned(),
+                y: YAxis::Fitted,
+                series: vec![series("<script>")],
+            }],
             starts: vec![(0.0, "a".to_owned()), (0.0, "<script>\u{1b}".to_owned())],
         };
         let svg = chart.svg().unwrap();

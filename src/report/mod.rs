@@ -12,6 +12,7 @@ mod page;
 mod replies;
 mod run_folder;
 mod verdict;
+mod watched;
 
 #[cfg(test)]
 mod synthetic_run;
@@ -21,7 +22,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use self::{chart::Chart, replies::VariantReplies, run_folder::RunFolder, verdict::Verdict};
+use self::{
+    chart::Chart, replies::VariantReplies, run_folder::RunFolder, verdict::Verdict,
+    watched::Watched,
+};
 
 /// The files a report consists of.
 #[derive(Clone, Debug, PartialEq)]
@@ -114,6 +118,7 @@ pub fn write(run_dir: &Path) -> Result<ReportPaths, ReportError> {
 struct Report {
     run: RunFolder,
     verdict: Verdict,
+    watched: Watched,
     charts: Vec<Chart>,
     replies: Vec<VariantReplies>,
 }
@@ -122,12 +127,14 @@ impl Report {
     fn read(run_dir: &Path) -> Result<Self, ReportError> {
         let mut run = RunFolder::read(run_dir)?;
         let verdict = Verdict::of(&run.variants);
-        let charts = figures::charts(&run.variants);
+        let watched = Watched::of(&run);
+        let mut charts = watched.charts();
+        charts.extend(figures::charts(&run.variants, &watched));
         let mut replies = Vec::new();
         for variant in &run.variants {
             replies.extend(replies::of(variant, &mut run.gaps));
         }
-        Ok(Self { run, verdict, charts, replies })
+        Ok(Self { run, verdict, watched, charts, replies })
     }
 
     /// What the status of the run means for the reader; nothing where it is done.
