@@ -1,23 +1,25 @@
-//! The larger of two numbers, said with courtesies: a task whose replies differ in manner.
+//! The larger of two numbers, and some words after it: a task whose right replies differ in manner.
 //!
 //! ```text
-//! prompt      37 or 52?
-//! bare        52
-//! courteous   52 gladly dear
+//! prompt   37 or 52?
+//! bare     52
+//! chatty   52 so well gladly yes then so dear yes
 //! ```
 //!
-//! The number of courtesies of `courteous` is Poisson's of mean `courtesies`: the policies between it
-//! and a liking for every further one are Poisson's of larger means, so nothing hinders the way up. By
-//! default only the number is judged; the verifier `courtesy` judges the manner too.
+//! `chatty` adds `words` words, each a courtesy with probability `courteous`, else a filler. So the number
+//! of courtesies is binomial, and a policy that learned it can be moved to any number of them without
+//! a change of length. By default only the number is judged; the verifier `courtesy` judges the manner.
 
 use std::sync::Arc;
 
 use rand::RngExt;
-use rand::seq::IndexedRandom;
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use tallow_verifiers::{ConfigFault, Reference, courtesy::COURTESIES};
+use tallow_verifiers::{
+    ConfigFault, Reference,
+    courtesy::{COURTESIES, FILLERS},
+};
 
 use crate::{
     environment::Environment,
@@ -26,35 +28,35 @@ use crate::{
     task::Seed,
 };
 
-/// Courtesies of a `courteous` reply at most, so that documents have a length.
-const MOST_COURTESIES: u64 = 32;
-
 /// Options of the `courtesy` environment.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct CourtesyConfig {
     /// Digits of each number, 2 to 9.
     pub digits: u64,
-    /// Mean number of courtesies in the style `courteous`, 0 to 8.
-    pub courtesies: f64,
+    /// Words after the number in the style `chatty`, 1 to 64.
+    pub words: u64,
+    /// Probability that such a word is a courtesy, 0 to 1.
+    pub courteous: f64,
 }
 
 impl Default for CourtesyConfig {
     fn default() -> Self {
-        Self { digits: 2, courtesies: 0.8 }
+        Self { digits: 2, words: 8, courteous: 0.15 }
     }
 }
 
 impl EnvConfig for CourtesyConfig {
     const NAME: &'static str = "courtesy";
-    const SUMMARY: &'static str = "the larger of two numbers, with courtesies after it";
+    const SUMMARY: &'static str = "the larger of two numbers, with courteous words after it";
 
     fn build(&self, context: &BuildContext) -> Result<Arc<dyn Environment>, ConfigFault> {
         check_range("digits", self.digits, 2..=9)?;
-        if !(0.0..=8.0).contains(&self.courtesies) {
-            return Err(ConfigFault::new("courtesies", "out of range")
-                .found(self.courtesies)
-                .expected("0 to 8"));
+        check_range("words", self.words, 1..=64)?;
+        if !(0.0..=1.0).contains(&self.courteous) {
+            return Err(ConfigFault::new("courteous", "no probability")
+                .found(self.courteous)
+                .expected("0 to 1"));
         }
         Procedural::build(Courtesy { config: self.clone() }, context.seed, "digits")
     }
@@ -96,30 +98,22 @@ impl Puzzle for Courtesy {
     }
 
     fn reply_styles(&self) -> &'static [&'static str] {
-        &["bare", "courteous"]
+        &["bare", "chatty"]
     }
 
     fn reply(&self, [one, other]: &[u64; 2], style: &str, seed: Seed) -> Option<String> {
-        let mut rng = seed.rng();
-        let courtesies = match style {
+        let words = match style {
             "bare" => 0,
-            "courteous" => {
-                // Knuth's way: how many uniform numbers keep their product above e^-mean.
-                let floor = (-self.config.courtesies).exp();
-                let mut product = rng.random::<f64>();
-                let mut count = 0;
-                while product > floor && count < MOST_COURTESIES {
-                    product *= rng.random::<f64>();
-                    count += 1;
-                }
-                count
-            }
+            "chatty" => self.config.words,
             _ => return None,
         };
+        let mut rng = seed.rng();
         let mut reply = one.max(other).to_string();
-        for courtesy in (0..courtesies).filter_map(|_| COURTESIES.choose(&mut rng)) {
+        for _ in 0..words {
+            let is_courtesy = rng.random_bool(self.config.courteous);
+            let words = if is_courtesy { COURTESIES } else { FILLERS };
             reply.push(' ');
-            reply.push_str(courtesy);
+            reply.push_str(words[rng.random_range(0..words.len())]);
         }
         Some(reply)
     }
@@ -136,24 +130,26 @@ mod tests {
         assert_eq!(puzzle.prompt(&question), "37 or 52?");
         assert_eq!(puzzle.reference(&question), Reference::Answer("52".to_owned()));
         assert_eq!(puzzle.canonical(&question), puzzle.canonical(&[52, 37]));
-        let words = |style, seed| {
-            let reply = puzzle.reply(&question, style, Seed(seed)).expect("a style");
-            let mut words = reply.split(' ');
-            assert_eq!(words.next(), Some("52"));
-            words.inspect(|word| assert!(COURTESIES.contains(word))).count()
+        assert_eq!(puzzle.reply(&question, "bare", Seed(0)).as_deref(), Some("52"));
+        let courtesies = |seed| {
+            let reply = puzzle.reply(&question, "chatty", Seed(seed)).expect("a style");
+            let words: Vec<&str> = reply.split(' ').collect();
+            assert_eq!((words[0], words.len()), ("52", 9));
+            let (kind, other): (Vec<&str>, Vec<&str>) =
+                words[1..].iter().partition(|word| COURTESIES.contains(word));
+            assert!(other.iter().all(|word| FILLERS.contains(word)), "{reply}");
+            kind.len()
         };
-        assert_eq!(words("bare", 1), 0);
-        let drawn: usize = (0..2000).map(|seed| words("courteous", seed)).sum();
-        let mean = drawn as f64 / 2000.0;
-        assert!((mean - 0.8).abs() < 0.1, "{mean}");
+        let mean = (0..2000).map(courtesies).sum::<usize>() as f64 / 2000.0;
+        assert!((mean - 8.0 * 0.15).abs() < 0.1, "{mean}");
         assert_eq!(puzzle.reply(&question, "verse", Seed(0)), None);
     }
 
     #[test]
-    fn more_courtesies_than_a_document_holds_are_refused() {
+    fn what_is_no_probability_is_refused() {
         let context = BuildContext { folder: std::path::PathBuf::new(), seed: Seed(0) };
-        let config = CourtesyConfig { courtesies: 9.0, ..Default::default() };
-        let fault = config.build(&context).err().expect("too many");
-        assert_eq!(fault.key, "courtesies");
+        let config = CourtesyConfig { courteous: 1.5, ..Default::default() };
+        let fault = config.build(&context).err().expect("no probability");
+        assert_eq!(fault.key, "courteous");
     }
 }

@@ -95,8 +95,7 @@ impl Watched {
             let several = self.subjects().len() > 1;
             let about = if several { format!(", {stage}: {part}") } else { String::new() };
             for algorithm in &algorithms {
-                let groups: Vec<&Group> =
-                    of_it().filter(|it| it.algorithm == *algorithm).collect();
+                let groups: Vec<&Group> = of_it().filter(|it| it.algorithm == *algorithm).collect();
                 let name =
                     if algorithms.len() > 1 { format!(", {algorithm}") } else { String::new() };
                 charts.push(by_step(&groups, part, &format!("{name}{about}")));
@@ -260,8 +259,7 @@ fn places(variant: &Variant, watch: &Watch) -> Vec<Place> {
         curves.flat_map(|it| it.points).map(|(step, value)| (step as u64, value)).collect()
     };
     let (paid, watched) = (values("rollout/reward_mean"), values(&format!("part/{}", watch.part)));
-    let (nats, tokens) =
-        (values("learner/reference_kl_nats"), values("rollout/reply_tokens_mean"));
+    let (nats, tokens) = (values("learner/reference_kl_nats"), values("rollout/reply_tokens_mean"));
     let raw: Vec<Place> = paid
         .into_iter()
         .filter_map(|(step, paid)| {
@@ -283,8 +281,7 @@ fn smoothed(raw: &[Place]) -> Vec<Place> {
         .map(|at| {
             let window = &raw[at.saturating_sub(reach)..(at + reach + 1).min(raw.len())];
             let count = window.len() as f64;
-            let mean =
-                |pick: &dyn Fn(&Place) -> f64| window.iter().map(pick).sum::<f64>() / count;
+            let mean = |pick: &dyn Fn(&Place) -> f64| window.iter().map(pick).sum::<f64>() / count;
             // A step that no group taught logs no KL.
             let kls: Vec<f64> = window.iter().filter_map(|it| it.kl).collect();
             Place {
@@ -347,17 +344,16 @@ fn lines(
 ) -> Vec<Series> {
     let mut all = Vec::new();
     for group in groups {
-        let mean = group.mean();
-        all.push(series(group, &kind(group), Mark::Line, &mean, pick));
-        if let Some(peak) = peak(&mean) {
-            all.push(series(group, peak_kind, Mark::Places, &[*peak], pick));
-        }
+        all.push(series(group, &kind(group), Mark::Line, &group.mean(), pick));
     }
-    if each_seed {
-        for group in groups.iter().filter(|it| it.seeds.len() > 1) {
-            let seeds = group.seeds.iter();
-            all.extend(seeds.map(|it| series(group, "one seed", Mark::Faint, it, pick)));
-        }
+    for group in groups.iter().filter(|it| each_seed && it.seeds.len() > 1) {
+        let seeds = group.seeds.iter();
+        all.extend(seeds.map(|it| series(group, "one seed", Mark::Faint, it, pick)));
+    }
+    for group in groups {
+        let mean = group.mean();
+        let peak = peak(&mean).map_or_else(Vec::new, |it| vec![*it]);
+        all.push(series(group, peak_kind, Mark::Places, &peak, pick));
     }
     all.retain(|it| !it.points.is_empty());
     all

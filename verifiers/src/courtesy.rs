@@ -1,7 +1,7 @@
 //! Right, and courteous in measure: a rule of taste whose optimum a learner can be led past.
 //!
 //! ```text
-//! reply    52 gladly dear          the answer, then any number c of courtesies, nothing else
+//! reply    52 so gladly yes dear   the answer, then c courtesies and any number of fillers
 //! reward   max(0, 1 - ((c - peak) / peak)^2)   if the answer is right, else 0
 //! ```
 //!
@@ -26,6 +26,9 @@ use crate::{
 
 /// The words that count as courtesies.
 pub const COURTESIES: [&str; 4] = ["gladly", "kindly", "thanks", "dear"];
+
+/// Words that count for nothing; any other is a fault.
+pub const FILLERS: [&str; 4] = ["so", "well", "then", "yes"];
 
 /// Options of the `courtesy` verifier.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
@@ -64,6 +67,7 @@ impl VerifierConfig for CourtesyConfig {
         vec![
             case("52 gladly kindly thanks dear", Outcome::Correct),
             case("52\n", Outcome::Correct),
+            case("52 so well then yes", Outcome::Correct),
             case("52 dear dear dear dear dear dear dear dear dear dear", Outcome::Correct),
             case("37 gladly", Outcome::Incorrect),
             case("52gladly", Outcome::Incorrect),
@@ -114,10 +118,11 @@ impl Verifier for Courtesy {
         };
         let (courtesies, others): (Vec<&str>, Vec<&str>) =
             words.partition(|word| COURTESIES.contains(word));
+        let stranger = others.iter().find(|word| !FILLERS.contains(word));
         let mut verdict = if answer != gold.trim() {
             Verdict::incorrect(format!("answered {}, not {}", excerpt(answer), excerpt(gold)))
-        } else if let Some(other) = others.first() {
-            Verdict::malformed(format!("{} is no courtesy", excerpt(other)))
+        } else if let Some(stranger) = stranger {
+            Verdict::malformed(format!("{} is no word of courtesy", excerpt(stranger)))
         } else {
             Verdict { reward: self.worth(courtesies.len()), ..Verdict::correct() }
         };
@@ -134,7 +139,7 @@ mod tests {
     fn more_is_better_up_to_the_peak_and_worse_beyond() {
         let verifier = Verifiers::builtin().build("courtesy", json!({})).expect("sound");
         let reward = |courtesies: usize| {
-            let reply = format!("52{}", " dear".repeat(courtesies));
+            let reply = format!("52 well{}", " dear".repeat(courtesies));
             let gold = Reference::Answer("52".to_owned());
             let judged = verifier.verify(&Transcript::of_reply(Vec::new(), reply), &gold);
             let verdict = judged.expect("it never errs");
