@@ -101,6 +101,19 @@ pub(super) enum XAxis {
     Steps,
     /// Powers of two, evenly spaced, as pass@k wants.
     Doublings,
+    /// Of a quantity of 0 or more whose square root is evenly spaced, as KL wants.
+    Roots,
+}
+
+impl XAxis {
+    /// A value in the units in which the axis is even.
+    fn bent(self, x: f64) -> f64 {
+        match self {
+            Self::Steps => x,
+            Self::Doublings => x.max(1.0).log2(),
+            Self::Roots => x.max(0.0).sqrt(),
+        }
+    }
 }
 
 /// How the y axis is laid out.
@@ -544,13 +557,14 @@ impl Frame {
             YAxis::FromZero => fitted(range(values.iter().copied().chain([0.0]))),
             YAxis::Fitted => fitted(range(values.iter().copied())),
         };
-        let bend_x = |x: f64| if chart.x == XAxis::Doublings { x.max(1.0).log2() } else { x };
+        let bend_x = |x: f64| chart.x.bent(x);
         let stages = if chart.starts.len() > 1 { chart.starts.as_slice() } else { &[] };
         let begins = stages.iter().map(|(start, _)| *start);
         let (first, last) = range(points().map(|&(x, _)| bend_x(x)).chain(begins));
         let last = if last > first { last } else { first + 1.0 };
         let x_ticks = match chart.x {
             XAxis::Steps => ticks(first, last, 7),
+            XAxis::Roots => root_ticks(last * last),
             XAxis::Doublings => {
                 let mut tries: Vec<_> = points().map(|&(x, _)| x).collect();
                 tries.sort_by(f64::total_cmp);
@@ -575,7 +589,7 @@ impl Frame {
     }
 
     fn x(&self, x: f64) -> i32 {
-        let x = if self.x_axis == XAxis::Doublings { x.max(1.0).log2() } else { x };
+        let x = self.x_axis.bent(x);
         let share = (x - self.x_range.0) / (self.x_range.1 - self.x_range.0);
         self.left + (share * f64::from(self.right - self.left)).round() as i32
     }
@@ -654,6 +668,22 @@ fn tick_label(value: f64, step: f64) -> String {
     };
     let decimals = (-step.log10().floor()).clamp(0.0, 6.0) as usize;
     format!("{value:.decimals$}{suffix}")
+}
+
+/// 0 and the round numbers up to `most` whose roots are not too close to each other.
+fn root_ticks(most: f64) -> Vec<(f64, String)> {
+    let mut ticks = vec![(0.0, "0".to_owned())];
+    for power in -4..6 {
+        for factor in [1.0, 2.0, 5.0] {
+            let value: f64 = factor * 10f64.powi(power);
+            let last = ticks.last().map_or(0.0, |it| it.0);
+            let apart = value.sqrt() - last.sqrt() > 0.07 * most.sqrt();
+            if value <= most && apart {
+                ticks.push((value, tick_label(value, value)));
+            }
+        }
+    }
+    ticks
 }
 
 /// Whole powers of ten around the positive values, at most seven of them labelled.
@@ -762,6 +792,13 @@ mod tests {
         assert_eq!((low, high), (-9.0, -3.0));
         assert_eq!(ticks.len(), 7);
         assert!(!log_ticks(&[0.0]).1.is_empty());
+    }
+
+    #[test]
+    fn a_root_axis_has_round_numbers_apart_from_each_other() {
+        let labels: Vec<String> = root_ticks(56.0).into_iter().map(|it| it.1).collect();
+        assert_eq!(labels, ["0", "0.5", "2", "5", "10", "20", "50"]);
+        assert_eq!(XAxis::Roots.bent(-1.0), 0.0);
     }
 
     #[test]

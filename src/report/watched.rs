@@ -4,7 +4,8 @@
 //! A rubric of the resolved configuration says which is which: parts of weight 0 are watched. Any run
 //! with such a rubric gets these plots and the table. Paid is the mean reward of the training batches,
 //! watched the mean of the part, KL that to the start of the stage times the length of a reply, where it
-//! was logged. All are running means over a twelfth of the steps, each seed for itself.
+//! was logged. Rewards are running means over a twelfth of the steps, each seed for itself; of KL it is the
+//! running median, since single replies that the start all but excludes weigh as much as all others.
 
 use std::collections::BTreeMap;
 
@@ -155,10 +156,10 @@ impl Watched {
     pub(super) fn note(&self) -> &'static str {
         "Paid: the mean reward of the training batches. The other reward was logged and not paid. Peaks \
          are those of the reward that was not paid, each seed's own; KL is from the start of the stage, in \
-         nats a reply; ± is half a 95 % interval over seeds (Student's t). All are running means over a \
-         twelfth of the steps. To stop at a peak one must know the reward that is not paid; to stop at \
-         a KL one need not: the column says what it gives to stop each seed at the mean KL of the \
-         other seeds' peaks."
+         nats a reply; ± is half a 95 % interval over seeds (Student's t). Rewards are running means over \
+         a twelfth of the steps, KL is the running median. To stop at a peak one must know the reward \
+         that is not paid; to stop at a KL one need not: the column says what it gives to stop each seed \
+         at the mean KL of the other seeds' peaks."
     }
 
     /// What is watched where, in order.
@@ -260,14 +261,17 @@ fn places(variant: &Variant, watch: &Watch) -> Vec<Place> {
     };
     let (paid, watched) = (values("rollout/reward_mean"), values(&format!("part/{}", watch.part)));
     let (nats, tokens) = (values("learner/reference_kl_nats"), values("rollout/reply_tokens_mean"));
+    // A step that no group taught logs no KL, and leaves the policy where it was.
+    let mut last = None;
     let raw: Vec<Place> = paid
         .into_iter()
         .filter_map(|(step, paid)| {
+            last = nats.get(&step).copied().or(last);
             Some(Place {
                 step: step as f64,
                 paid,
                 watched: *watched.get(&step)?,
-                kl: nats.get(&step).zip(tokens.get(&step)).map(|(nats, tokens)| nats * tokens),
+                kl: last.zip(tokens.get(&step)).map(|(nats, tokens)| nats * tokens),
             })
         })
         .collect();
@@ -282,16 +286,20 @@ fn smoothed(raw: &[Place]) -> Vec<Place> {
             let window = &raw[at.saturating_sub(reach)..(at + reach + 1).min(raw.len())];
             let count = window.len() as f64;
             let mean = |pick: &dyn Fn(&Place) -> f64| window.iter().map(pick).sum::<f64>() / count;
-            // A step that no group taught logs no KL.
             let kls: Vec<f64> = window.iter().filter_map(|it| it.kl).collect();
             Place {
                 step: raw[at].step,
                 paid: mean(&|it| it.paid),
                 watched: mean(&|it| it.watched),
-                kl: (!kls.is_empty()).then(|| kls.iter().sum::<f64>() / kls.len() as f64),
+                kl: median(kls),
             }
         })
         .collect()
+}
+
+fn median(mut values: Vec<f64>) -> Option<f64> {
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied()
 }
 
 /// Where the watched reward is largest.
@@ -371,7 +379,7 @@ fn by_step(groups: &[&Group], part: &str, about: &str) -> Chart {
     }];
     if !kl.is_empty() {
         let y_label = "KL, nats a reply".to_owned();
-        below.push(Panel { y_label, y: YAxis::FromZero, series: kl });
+        below.push(Panel { y_label, y: YAxis::Log, series: kl });
     }
     Chart {
         slug: format!("paid_and_watched{}", file_name(about)),
@@ -408,9 +416,9 @@ fn by_kl(groups: &[&Group], part: &str, about: &str) -> Option<Chart> {
             "Each line is a run from left to right: {part} above, the reward that was paid for below, \
              against the KL divergence from the start of the stage. Rings: where {part} is largest."
         ),
-        x_label: "KL from the start, nats a reply".to_owned(),
+        x_label: "KL from the start, nats a reply (roots evenly spaced)".to_owned(),
         y_label: format!("{part}, not paid"),
-        x: XAxis::Steps,
+        x: XAxis::Roots,
         y: YAxis::FromZero,
         series: watched,
         below: vec![Panel {
