@@ -24,6 +24,7 @@ pub mod calculator;
 #[cfg(feature = "sandbox")]
 pub mod code_puzzles;
 pub mod countdown;
+pub mod courtesy;
 pub mod digit_sum;
 pub mod jsonl;
 pub mod letter_count;
@@ -50,6 +51,7 @@ pub const BUILTIN: &[EnvEntry] = &[
     #[cfg(feature = "sandbox")]
     EnvEntry::of::<code_puzzles::CodePuzzlesConfig>(),
     EnvEntry::of::<countdown::CountdownConfig>(),
+    EnvEntry::of::<courtesy::CourtesyConfig>(),
     EnvEntry::of::<digit_sum::DigitSumConfig>(),
     EnvEntry::of::<jsonl::JsonlConfig>(),
     EnvEntry::of::<letter_count::LetterCountConfig>(),

@@ -1,6 +1,6 @@
 //! One drawing code for every plot of a report, as SVG for the page and PNG for Markdown.
 //!
-//! Colours: Okabe and Ito's palette, which the colour-blind can tell apart. The page replaces
+//! Colours: Okabe and Ito's palette, which the colour-blind can tell apart, then grey and violet. The page replaces
 //! them by lighter ones on a dark ground (attribute selectors in template.html), so a colour used
 //! here must stand there too.
 
@@ -18,7 +18,7 @@ use plotters::{
 
 use super::ReportError;
 
-/// Width and height of a plot in layout units; text sizes below are in the same units.
+/// Width and height of a plot of one panel in layout units; text sizes below are in the same units.
 const SIZE: (i32, i32) = (600, 350);
 
 /// Where there are more groups than colours, each has a panel of its own, in rows of so many; the
@@ -27,6 +27,12 @@ const PANELS_IN_A_ROW: usize = 4;
 
 /// Width and height of a panel.
 const PANEL: (i32, i32) = (240, 165);
+
+/// Where the first of several sets of axes over one x axis ends, how much lower every further one
+/// does, and what lies between two.
+const FIRST_BOTTOM: i32 = 290;
+const BELOW: i32 = 178;
+const BELOW_GAP: i32 = 22;
 
 /// Pixels to a layout unit. plotters rounds to whole pixels, so lines drawn at 1 look jagged.
 const SVG_SCALE: i32 = 3;
@@ -50,7 +56,7 @@ const STAGE_NAME: i32 = 13;
 const INK: RGBColor = RGBColor(0x24, 0x29, 0x2f);
 const FAINT_INK: RGBColor = RGBColor(0x57, 0x60, 0x6a);
 const GRID: RGBColor = RGBColor(0xd8, 0xde, 0xe4);
-const PALETTE: [RGBColor; 7] = [
+const PALETTE: [RGBColor; 8] = [
     RGBColor(0x00, 0x72, 0xb2),
     RGBColor(0xd5, 0x5e, 0x00),
     RGBColor(0x00, 0x9e, 0x73),
@@ -58,6 +64,7 @@ const PALETTE: [RGBColor; 7] = [
     RGBColor(0xe6, 0x9f, 0x00),
     RGBColor(0x56, 0xb4, 0xe9),
     RGBColor(0x7f, 0x7f, 0x7f),
+    RGBColor(0x7b, 0x4f, 0xb5),
 ];
 
 /// DejaVu Sans, cut down to Latin, Greek and signs; licence in font/LICENSE-DejaVu.txt.
@@ -78,8 +85,19 @@ pub(super) struct Chart {
     pub(super) x: XAxis,
     pub(super) y: YAxis,
     pub(super) series: Vec<Series>,
+    /// Further panels below the first, over the same x axis, with the same colours.
+    pub(super) below: Vec<Panel>,
     /// Where stages begin that are laid end to end; drawn if there are several.
     pub(super) starts: Vec<(f64, String)>,
+}
+
+/// One of several sets of axes of a plot.
+#[derive(Clone, Debug)]
+pub(super) struct Panel {
+    /// With the unit.
+    pub(super) y_label: String,
+    pub(super) y: YAxis,
+    pub(super) series: Vec<Series>,
 }
 
 /// What the x axis counts.
@@ -91,6 +109,19 @@ pub(super) enum XAxis {
     Doublings,
     /// From a half to 1: how sure a choice of one of two is.
     Certainty,
+    /// Of a quantity of 0 or more whose square root is evenly spaced, as KL wants.
+    Roots,
+}
+
+impl XAxis {
+    /// A value in the units in which the axis is even.
+    fn bent(self, x: f64) -> f64 {
+        match self {
+            Self::Steps | Self::Certainty => x,
+            Self::Doublings => x.max(1.0).log2(),
+            Self::Roots => x.max(0.0).sqrt(),
+        }
+    }
 }
 
 /// How the y axis is laid out.
@@ -129,6 +160,12 @@ pub(super) enum Mark {
     Noisy,
     /// Few values that each stand for much: discs joined by a line.
     Discs,
+    /// Values that are smooth already: a line.
+    Line,
+    /// One of the curves that a line is the mean of: a faint line.
+    Faint,
+    /// Places on a line: rings.
+    Places,
 }
 
 impl Chart {
@@ -140,7 +177,7 @@ impl Chart {
     /// Width and height in layout units.
     fn size(&self) -> (i32, i32) {
         if !self.has_panels() {
-            return SIZE;
+            return (SIZE.0, SIZE.1 + BELOW * self.below.len() as i32);
         }
         let rows = self.groups().len().div_ceil(PANELS_IN_A_ROW) as i32;
         (40 + PANEL.0 * PANELS_IN_A_ROW as i32, 100 + PANEL.1 * rows)
@@ -179,6 +216,11 @@ impl Chart {
             .map_err(|error| self.failed(&error))
     }
 
+    /// The series of all panels.
+    fn all_series(&self) -> impl Iterator<Item = &Series> {
+        self.series.iter().chain(self.below.iter().flat_map(|panel| &panel.series))
+    }
+
     fn failed(&self, error: &dyn std::fmt::Display) -> ReportError {
         ReportError::Plot { slug: self.slug.clone(), reason: error.to_string() }
     }
@@ -192,21 +234,36 @@ impl Chart {
             return self.draw_panels(canvas, legend_end);
         }
         let above = if self.starts.len() > 1 { STAGE_NAME } else { 0 };
-        let top = legend_end + 12 + above;
-        let frame =
-            Frame::new(self, Area { left: 42, right: SIZE.0 - 16, top, bottom: 290 }, LABEL);
-        self.draw_axes(canvas, &frame, LABEL)?;
-        let middle = (frame.left + frame.right) / 2;
-        canvas.text(&self.x_label, (middle, 334), LABEL, &INK, HPos::Center, VPos::Center)?;
-        canvas.rotated_text(&self.y_label, (16, (frame.top + frame.bottom) / 2), LABEL, &INK)?;
-
-        self.draw_starts(canvas, &frame)?;
-        // Dots first, so that no line is hidden under those of another series.
-        for series in &self.series {
-            self.draw_dots(canvas, &frame, series)?;
+        let first = (self.y_label.as_str(), self.y, self.series.as_slice());
+        let below = self.below.iter().map(|it| (it.y_label.as_str(), it.y, it.series.as_slice()));
+        let (mut top, mut bottom) = (legend_end + 12 + above, FIRST_BOTTOM);
+        let mut frames = Vec::new();
+        for (label, y, series) in std::iter::once(first).chain(below) {
+            let area = Area { left: 42, right: SIZE.0 - 16, top, bottom };
+            frames.push((Frame::new(self, y, series, area, LABEL), label, series));
+            (top, bottom) = (bottom + BELOW_GAP, bottom + BELOW);
         }
-        for series in &self.series {
-            self.draw_series(canvas, &frame, series, self.colour(series))?;
+        // All stand on one x axis.
+        let left = frames.iter().map(|(frame, ..)| frame.left).max().unwrap_or_default();
+        for (nth, (frame, label, series)) in frames.iter_mut().enumerate() {
+            frame.left = left;
+            let is_last = nth == self.below.len();
+            self.draw_axes(canvas, frame, LABEL, is_last)?;
+            if is_last {
+                let at = ((frame.left + frame.right) / 2, frame.bottom + 44);
+                canvas.text(&self.x_label, at, LABEL, &INK, HPos::Center, VPos::Center)?;
+            }
+            canvas.rotated_text(label, (16, (frame.top + frame.bottom) / 2), LABEL, &INK)?;
+            self.draw_starts(canvas, frame, nth == 0)?;
+            // Dots first, so that no line is hidden under those of another series.
+            for series in series.iter() {
+                self.draw_dots(canvas, frame, series)?;
+            }
+            let is_faint = |it: &&Series| it.mark == Mark::Faint;
+            let clear = series.iter().filter(|it| !is_faint(it));
+            for series in series.iter().filter(is_faint).chain(clear) {
+                self.draw_series(canvas, frame, series, self.colour(series))?;
+            }
         }
         Ok(())
     }
@@ -223,8 +280,8 @@ impl Chart {
                 top: upper + 24,
                 bottom: upper + PANEL.1 - 26,
             };
-            let frame = Frame::new(self, area, STAGE_NAME);
-            self.draw_axes(canvas, &frame, STAGE_NAME)?;
+            let frame = Frame::new(self, self.y, &self.series, area, STAGE_NAME);
+            self.draw_axes(canvas, &frame, STAGE_NAME, true)?;
             let at = (frame.left, upper + 20);
             canvas.text(group, at, LABEL, &INK, HPos::Left, VPos::Bottom)?;
             for series in self.series.iter().filter(|it| it.group != group) {
@@ -243,12 +300,13 @@ impl Chart {
         canvas.rotated_text(&self.y_label, (16, (top + height) / 2), LABEL, &INK)
     }
 
-    /// Grid, ticks and their labels.
+    /// Grid, ticks and their labels; those of x only where it is told.
     fn draw_axes<B: DrawingBackend>(
         &self,
         canvas: &Canvas<'_, B>,
         frame: &Frame,
         label_size: i32,
+        labels_x: bool,
     ) -> Drawn<B> {
         for &(at, ref label) in &frame.y_ticks {
             let y = frame.y(at);
@@ -265,20 +323,21 @@ impl Chart {
         for &(at, ref label) in &frame.x_ticks {
             let x = frame.x(at);
             canvas.line(&[(x, frame.bottom), (x, frame.bottom + 4)], &FAINT_INK, 1, None)?;
-            canvas.text(
-                label,
-                (x, frame.bottom + 8),
-                label_size,
-                &FAINT_INK,
-                HPos::Center,
-                VPos::Top,
-            )?;
+            if labels_x {
+                let at = (x, frame.bottom + 8);
+                canvas.text(label, at, label_size, &FAINT_INK, HPos::Center, VPos::Top)?;
+            }
         }
         canvas.line(&[(frame.left, frame.bottom), (frame.right, frame.bottom)], &FAINT_INK, 1, None)
     }
 
     /// A dashed line where each stage begins, and its name at the top.
-    fn draw_starts<B: DrawingBackend>(&self, canvas: &Canvas<'_, B>, frame: &Frame) -> Drawn<B> {
+    fn draw_starts<B: DrawingBackend>(
+        &self,
+        canvas: &Canvas<'_, B>,
+        frame: &Frame,
+        named: bool,
+    ) -> Drawn<B> {
         if self.starts.len() < 2 {
             return Ok(());
         }
@@ -292,6 +351,9 @@ impl Chart {
         }
         for (x, names) in places {
             canvas.line(&[(x, frame.top), (x, frame.bottom)], &FAINT_INK, 1, Some((3, 3)))?;
+            if !named {
+                continue;
+            }
             let width = canvas.text_width(&names, STAGE_NAME)?;
             let left = (x + 4).min(frame.right - width);
             let at = (left, frame.top - 2);
@@ -329,6 +391,12 @@ impl Chart {
             let highs = series.intervals.iter().map(|&(x, _, high)| (frame.x(x), frame.y(high)));
             canvas.area(&lows.chain(highs.rev()).collect::<Vec<_>>(), &colour.mix(0.22))?;
         }
+        if series.mark == Mark::Faint {
+            return canvas.line(&line, &colour.mix(0.35), 1, None);
+        }
+        if series.mark == Mark::Places {
+            return line.iter().try_for_each(|&at| canvas.ring(at, &colour));
+        }
         if self.is_joined(series) {
             canvas.line(&line, &colour, 2, self.dashes(series))?;
         }
@@ -352,7 +420,12 @@ impl Chart {
         let smooth: Vec<_> = match series.mark {
             // On a log axis the mean of the logarithms is what the eye expects.
             Mark::Noisy => running_mean(&thinned(&series.points), |y| frame.bent(y)),
-            Mark::Discs => series.points.iter().map(|&(x, y)| (x, frame.bent(y))).collect(),
+            Mark::Line | Mark::Faint => {
+                thinned(&series.points).into_iter().map(|(x, y)| (x, frame.bent(y))).collect()
+            }
+            Mark::Discs | Mark::Places => {
+                series.points.iter().map(|&(x, y)| (x, frame.bent(y))).collect()
+            }
         };
         smooth.iter().map(|&(x, bent)| (frame.x(x), frame.y_bent(bent))).collect()
     }
@@ -370,7 +443,7 @@ impl Chart {
         }
         if kinds.len() > 1 {
             for kind in &kinds {
-                let series = self.series.iter().find(|series| series.kind == **kind);
+                let series = self.all_series().find(|series| series.kind == **kind);
                 let series = series.expect("every kind comes from a series");
                 let colour = match groups.len() {
                     1 => self.colour(series),
@@ -397,7 +470,11 @@ impl Chart {
                 canvas.disc((x + 16, y + 4), 7, &colour.mix(0.4))?;
             }
             let dashes = series.and_then(|series| self.dashes(series));
-            if series.is_none_or(|series| self.is_joined(series)) {
+            if mark == Some(Mark::Faint) {
+                canvas.line(&[(x, y), (x + 22, y)], &colour.mix(0.35), 1, None)?;
+            } else if mark == Some(Mark::Places) {
+                canvas.ring((x + 11, y), &colour)?;
+            } else if series.is_none_or(|series| self.is_joined(series)) {
                 canvas.line(&[(x, y), (x + 22, y)], &colour, 2, dashes)?;
             } else {
                 canvas.line(&[(x + 11, y - 7), (x + 11, y + 7)], &colour, 1, None)?;
@@ -412,11 +489,11 @@ impl Chart {
     }
 
     fn groups(&self) -> Vec<&str> {
-        distinct(self.series.iter().map(|series| series.group.as_str()))
+        distinct(self.all_series().map(|series| series.group.as_str()))
     }
 
     fn kinds(&self) -> Vec<&str> {
-        distinct(self.series.iter().map(|series| series.kind.as_str()))
+        distinct(self.all_series().map(|series| series.kind.as_str()))
     }
 
     fn colour(&self, series: &Series) -> RGBColor {
@@ -428,12 +505,16 @@ impl Chart {
 
     /// Discs beside a noisy curve are not joined: the curve shows the way between them.
     fn is_joined(&self, series: &Series) -> bool {
-        series.mark == Mark::Noisy || self.series.iter().all(|other| other.mark == Mark::Discs)
+        match series.mark {
+            Mark::Noisy | Mark::Line | Mark::Faint => true,
+            Mark::Discs => self.all_series().all(|other| other.mark == Mark::Discs),
+            Mark::Places => false,
+        }
     }
 
     /// The length and gap of the dashes of a series; a solid line for the first kind of a mark.
     fn dashes(&self, series: &Series) -> Option<(i32, i32)> {
-        let same_mark = self.series.iter().filter(|other| other.mark == series.mark);
+        let same_mark = self.all_series().filter(|other| other.mark == series.mark);
         let kinds = distinct(same_mark.map(|other| other.kind.as_str()));
         match kinds.iter().position(|kind| *kind == series.kind).unwrap_or_default() {
             0 => None,
@@ -455,7 +536,7 @@ impl<B: DrawingBackend> Canvas<'_, B> {
     fn line(
         &self,
         points: &[(i32, i32)],
-        colour: &RGBColor,
+        colour: &impl Color,
         width: u32,
         dashes: Option<(i32, i32)>,
     ) -> Drawn<B> {
@@ -479,6 +560,12 @@ impl<B: DrawingBackend> Canvas<'_, B> {
     fn disc(&self, at: (i32, i32), diameter: i32, colour: &impl Color) -> Drawn<B> {
         let radius = (diameter * self.scale / 4).max(1);
         self.root.draw(&Circle::new(self.scaled(at), radius, colour.filled()))
+    }
+
+    /// A ring around a place on a line.
+    fn ring(&self, at: (i32, i32), colour: &RGBColor) -> Drawn<B> {
+        let style = colour.stroke_width(2 * self.scale as u32);
+        self.root.draw(&Circle::new(self.scaled(at), 6 * self.scale, style))
     }
 
     fn text(
@@ -541,20 +628,20 @@ struct Frame {
 }
 
 impl Frame {
-    fn new(chart: &Chart, area: Area, label_size: i32) -> Self {
-        let points = || chart.series.iter().flat_map(|series| &series.points);
-        let values = points().map(|&(_, y)| y);
-        let bounds = chart.series.iter().flat_map(|series| &series.intervals);
+    fn new(chart: &Chart, y: YAxis, series: &[Series], area: Area, label_size: i32) -> Self {
+        let points = || chart.all_series().flat_map(|series| &series.points);
+        let values = series.iter().flat_map(|series| &series.points).map(|&(_, y)| y);
+        let bounds = series.iter().flat_map(|series| &series.intervals);
         let values: Vec<f64> =
             values.chain(bounds.flat_map(|&(_, low, high)| [low, high])).collect();
 
-        let (y_range, y_ticks) = match chart.y {
+        let (y_range, y_ticks) = match y {
             YAxis::Share => ((0.0, 1.0), ticks(0.0, 1.0, 5)),
             YAxis::Log => log_ticks(&values),
             YAxis::FromZero => fitted(range(values.iter().copied().chain([0.0]))),
             YAxis::Fitted => fitted(range(values.iter().copied())),
         };
-        let bend_x = |x: f64| if chart.x == XAxis::Doublings { x.max(1.0).log2() } else { x };
+        let bend_x = |x: f64| chart.x.bent(x);
         let stages = if chart.starts.len() > 1 { chart.starts.as_slice() } else { &[] };
         let begins = stages.iter().map(|(start, _)| *start);
         let (first, last) = range(points().map(|&(x, _)| bend_x(x)).chain(begins));
@@ -567,6 +654,7 @@ impl Frame {
             XAxis::Steps | XAxis::Certainty => {
                 ticks(first, last, if chart.has_panels() { 4 } else { 7 })
             }
+            XAxis::Roots => root_ticks(last * last),
             XAxis::Doublings => {
                 let mut tries: Vec<_> = points().map(|&(x, _)| x).collect();
                 tries.sort_by(f64::total_cmp);
@@ -584,14 +672,14 @@ impl Frame {
             x_range: (first - margin, last + margin),
             y_range,
             x_axis: chart.x,
-            y_axis: chart.y,
+            y_axis: y,
             x_ticks,
             y_ticks,
         }
     }
 
     fn x(&self, x: f64) -> i32 {
-        let x = if self.x_axis == XAxis::Doublings { x.max(1.0).log2() } else { x };
+        let x = self.x_axis.bent(x);
         let share = (x - self.x_range.0) / (self.x_range.1 - self.x_range.0);
         self.left + (share * f64::from(self.right - self.left)).round() as i32
     }
@@ -670,6 +758,22 @@ fn tick_label(value: f64, step: f64) -> String {
     };
     let decimals = (-step.log10().floor()).clamp(0.0, 6.0) as usize;
     format!("{value:.decimals$}{suffix}")
+}
+
+/// 0 and the round numbers up to `most` whose roots are not too close to each other.
+fn root_ticks(most: f64) -> Vec<(f64, String)> {
+    let mut ticks = vec![(0.0, "0".to_owned())];
+    for power in -4..6 {
+        for factor in [1.0, 2.0, 5.0] {
+            let value: f64 = factor * 10f64.powi(power);
+            let last: f64 = ticks.last().map_or(0.0, |it| it.0);
+            let apart = value.sqrt() - last.sqrt() > 0.07 * most.sqrt();
+            if value <= most && apart {
+                ticks.push((value, tick_label(value, value)));
+            }
+        }
+    }
+    ticks
 }
 
 /// Whole powers of ten around the positive values, at most seven of them labelled.
@@ -781,6 +885,13 @@ mod tests {
     }
 
     #[test]
+    fn a_root_axis_has_round_numbers_apart_from_each_other() {
+        let labels: Vec<String> = root_ticks(56.0).into_iter().map(|it| it.1).collect();
+        assert_eq!(labels, ["0", "0.5", "2", "5", "10", "20", "50"]);
+        assert_eq!(XAxis::Roots.bent(-1.0), 0.0);
+    }
+
+    #[test]
     fn names_cannot_break_out_of_the_svg() {
         let series = |group: &str| Series {
             group: group.to_owned(),
@@ -799,6 +910,11 @@ mod tests {
             x: XAxis::Steps,
             y: YAxis::Share,
             series: vec![series("a"), series("<img onerror=x>\u{1b}")],
+            below: vec![Panel {
+                y_label: "</text><script>".to_owned(),
+                y: YAxis::Fitted,
+                series: vec![series("<script>")],
+            }],
             starts: vec![(0.0, "a".to_owned()), (0.0, "<script>\u{1b}".to_owned())],
         };
         let svg = chart.svg().unwrap();

@@ -10,6 +10,7 @@ use super::{
     run_folder::{Curve, Variant},
     standings::OverSeeds,
     verdict::{Estimate, evaluations},
+    watched::Watched,
 };
 
 /// A metric as one kind of line of a plot.
@@ -232,8 +233,8 @@ const OVER_STEPS: &[Spec] = &[
     },
 ];
 
-/// The plots that the metrics of `variants` allow.
-pub(super) fn charts(variants: &[Variant]) -> Vec<Chart> {
+/// The plots that the metrics of `variants` allow, beside those of what was watched.
+pub(super) fn charts(variants: &[Variant], watched: &Watched) -> Vec<Chart> {
     let mut charts = Vec::new();
     for spec in OVER_STEPS {
         charts.extend(over_steps(spec, variants));
@@ -245,7 +246,17 @@ pub(super) fn charts(variants: &[Variant]) -> Vec<Chart> {
         }
     }
     for family in FAMILIES {
-        charts.extend(variants.iter().filter_map(|variant| of_family(family, variant, variants)));
+        let mut groups = Vec::new();
+        for variant in variants {
+            // Of variants that differ in their seed only, the first stands for all: a page of plots
+            // that look alike is not read.
+            let is_shown = groups.contains(&variant.group())
+                || family.prefix == "part/" && watched.shows(variant);
+            groups.push(variant.group());
+            if !is_shown {
+                charts.extend(of_family(family, variant, variants));
+            }
+        }
     }
     charts
 }
@@ -425,6 +436,7 @@ fn over_steps(spec: &Spec, variants: &[Variant]) -> Option<Chart> {
         x: XAxis::Steps,
         y: spec.y,
         series,
+        below: Vec::new(),
         starts,
     })
 }
@@ -546,6 +558,7 @@ fn pass_at_k(variants: &[Variant]) -> Option<Chart> {
         x: XAxis::Doublings,
         y: YAxis::Share,
         series,
+        below: Vec::new(),
         starts: Vec::new(),
     })
 }
@@ -603,6 +616,7 @@ fn calibration(variants: &[Variant]) -> Option<Chart> {
         x: XAxis::Certainty,
         y: YAxis::Share,
         series,
+        below: Vec::new(),
         starts: Vec::new(),
     })
 }
@@ -660,6 +674,7 @@ fn of_family(family: &Family, variant: &Variant, variants: &[Variant]) -> Option
         x: XAxis::Steps,
         y: family.y,
         series,
+        below: Vec::new(),
         starts,
     })
 }
@@ -698,7 +713,7 @@ mod tests {
             .map(|(key, value)| (key.to_owned(), value))
             .into(),
         };
-        let charts = charts(&[variant(vec![line(1.0), line(2.0)])]);
+        let charts = charts(&[variant(vec![line(1.0), line(2.0)])], &Watched::default());
         let kinds = |slug: &str| -> Vec<String> {
             let chart = charts.iter().find(|it| it.slug == slug).unwrap();
             chart.series.iter().map(|it| it.kind.clone()).collect()
@@ -741,7 +756,8 @@ mod tests {
             lines,
         };
         let values = |slug: &str| -> Vec<f64> {
-            let charts = charts(std::slice::from_ref(&variant));
+            let variants = std::slice::from_ref(&variant);
+            let charts = charts(variants, &Watched::default());
             let chart = charts.iter().find(|it| it.slug == slug).expect("a chart");
             chart.series.iter().flat_map(|it| &it.points).map(|it| it.1).collect()
         };
@@ -768,7 +784,7 @@ mod tests {
             line("hard", 20.0, 0.6),
             line("check", 0.0, 0.7),
         ];
-        let chart = charts(&[variant(lines)]).remove(0);
+        let chart = charts(&[variant(lines)], &Watched::default()).remove(0);
         let starts = [(0.0, "easy"), (40.0, "hard"), (60.0, "check")];
         assert_eq!(chart.starts, starts.map(|(at, stage)| (at, stage.to_owned())));
         let points: Vec<_> = chart.series.iter().map(|it| it.points.clone()).collect();

@@ -36,6 +36,16 @@ pub(super) fn markdown(report: &Report) -> String {
         table.extend(rows.iter().map(|(quantity, cells)| row(quantity, cells)));
         blocks.push(table.join("\n"));
     }
+    if let Some((header, rows)) = report.watched.table() {
+        let row = |cells: &[String]| {
+            let cells: Vec<_> = cells.iter().map(|cell| inline(cell)).collect();
+            format!("| {} |", cells.join(" | "))
+        };
+        let mut table = vec![row(&header), "| --- ".repeat(header.len()) + "|"];
+        table.extend(rows.iter().map(|cells| row(cells)));
+        blocks.push(table.join("\n"));
+        blocks.push(inline(report.watched.note()));
+    }
     blocks.push("## What RL did and did not teach".to_owned());
     for (group, sentences) in &verdict.findings {
         blocks.push(format!("**{}.** {}", inline(group), inline(&sentences.join(" "))));

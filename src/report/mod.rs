@@ -13,6 +13,7 @@ mod replies;
 mod run_folder;
 mod standings;
 mod verdict;
+mod watched;
 
 #[cfg(test)]
 mod synthetic_run;
@@ -22,7 +23,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use self::{chart::Chart, replies::VariantReplies, run_folder::RunFolder, verdict::Verdict};
+use self::{
+    chart::Chart, replies::VariantReplies, run_folder::RunFolder, verdict::Verdict,
+    watched::Watched,
+};
 
 /// The files a report consists of.
 #[derive(Clone, Debug, PartialEq)]
@@ -118,6 +122,7 @@ const MOST_COLUMNS: usize = 7;
 struct Report {
     run: RunFolder,
     verdict: Verdict,
+    watched: Watched,
     charts: Vec<Chart>,
     replies: Vec<VariantReplies>,
 }
@@ -126,7 +131,9 @@ impl Report {
     fn read(run_dir: &Path) -> Result<Self, ReportError> {
         let mut run = RunFolder::read(run_dir)?;
         let verdict = Verdict::of(&run.variants);
-        let charts = figures::charts(&run.variants);
+        let watched = Watched::of(&run);
+        let mut charts = watched.charts();
+        charts.extend(figures::charts(&run.variants, &watched));
         let mut replies = Vec::new();
         let mut shown: Vec<&str> = Vec::new();
         for variant in &run.variants {
@@ -136,7 +143,7 @@ impl Report {
                 shown.push(variant.group());
             }
         }
-        Ok(Self { run, verdict, charts, replies })
+        Ok(Self { run, verdict, watched, charts, replies })
     }
 
     /// Whether the verdict's table, a column for each group, fits a page.

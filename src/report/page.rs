@@ -63,7 +63,7 @@ pub(super) fn html(report: &Report) -> Result<String, ReportError> {
         ("title", escaped(run.name())),
         ("question", question.unwrap_or_default()),
         ("notices", notices),
-        ("table", standings_table(report) + &table(report)),
+        ("table", standings_table(report) + &table(report) + &watched(report)),
         ("findings", findings(report)),
         ("charts", charts),
         ("replies", replies(report)),
@@ -141,6 +141,30 @@ fn table(report: &Report) -> String {
         html.push_str("</tr>\n");
     }
     html.push_str("</tbody></table></div>\n");
+    html
+}
+
+/// What was paid beside what was watched.
+fn watched(report: &Report) -> String {
+    let Some((header, rows)) = report.watched.table() else { return String::new() };
+    let mut html = "<div class=\"scroll\"><table><thead><tr>".to_owned();
+    header.iter().for_each(|name| put(&mut html, format_args!("<th>{}</th>", escaped(name))));
+    html.push_str("</tr></thead><tbody>\n");
+    for cells in rows {
+        html.push_str("<tr>");
+        for (nth, cell) in cells.iter().enumerate() {
+            let (tag, cell) = (if nth == 0 { "th" } else { "td" }, escaped(cell));
+            // The spread is secondary: smaller, on its own line.
+            let cell = match cell.split_once(" ± ") {
+                Some((mean, spread)) => format!("<b>{mean}</b><small>± {spread}</small>"),
+                None => cell,
+            };
+            put(&mut html, format_args!("<{tag}>{cell}</{tag}>"));
+        }
+        html.push_str("</tr>\n");
+    }
+    let note = escaped(report.watched.note());
+    put(&mut html, format_args!("</tbody></table></div>\n<p class=\"note\">{note}</p>\n"));
     html
 }
 

@@ -30,6 +30,7 @@ pub mod stated_answers;
 #[cfg(feature = "sandbox")]
 pub mod code;
 pub mod countdown;
+pub mod courtesy;
 pub mod exact;
 pub mod format;
 pub mod http;
@@ -54,6 +55,7 @@ pub use verifier::{
 /// Every built-in verifier, alphabetical. `tallow list` prints this; the contract test runs over it.
 pub const BUILTIN: &[VerifierEntry] = &[
     VerifierEntry::of::<countdown::CountdownConfig>(),
+    VerifierEntry::of::<courtesy::CourtesyConfig>(),
     VerifierEntry::of::<exact::ExactConfig>(),
     VerifierEntry::of::<format::FormatConfig>(),
     VerifierEntry::of::<http::HttpConfig>(),
