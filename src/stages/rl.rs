@@ -769,7 +769,8 @@ impl Stage for RlStage {
             })?;
         }
         drop(pool);
-        Ok(ModelState { tokenizer: Some(tokenizer), decoder: Some(learner.into_decoder()), scorer: None })
+        let decoder = Some(learner.into_decoder());
+        Ok(ModelState { tokenizer: Some(tokenizer), decoder, scorer: None })
     }
 }
 
