@@ -328,7 +328,7 @@ mod tests {
             .collect();
         std::fs::write(&path, lines).unwrap();
         let options = json!({"path": path, "held_out": 0.3});
-        let source = build(options, folder.path(), Seed(1)).ok().expect("built");
+        let source = build(options, folder.path(), Seed(1)).expect("built");
         let (train, held_out) = source.most();
         assert_eq!(train + held_out, 200);
         assert!(held_out.is_multiple_of(2) && (30..=90).contains(&held_out), "{held_out}");
