@@ -676,7 +676,7 @@ fn root_ticks(most: f64) -> Vec<(f64, String)> {
     for power in -4..6 {
         for factor in [1.0, 2.0, 5.0] {
             let value: f64 = factor * 10f64.powi(power);
-            let last = ticks.last().map_or(0.0, |it| it.0);
+            let last: f64 = ticks.last().map_or(0.0, |it| it.0);
             let apart = value.sqrt() - last.sqrt() > 0.07 * most.sqrt();
             if value <= most && apart {
                 ticks.push((value, tick_label(value, value)));

@@ -50,6 +50,15 @@ const OVER_STEPS: &[Spec] = &[
         ],
     },
     Spec {
+        slug: "pair_accuracy",
+        title: "Pairs ordered rightly",
+        caption: "Share of held-out pairs whose preferred reply gets the higher score, with 95 % intervals. \
+                  Where labels are noisy, their noise bounds it.",
+        y_label: "share of pairs",
+        y: YAxis::Share,
+        kinds: &[discs("eval/pair_accuracy", "held-out pairs")],
+    },
+    Spec {
         slug: "reply_length",
         title: "Length of right and wrong replies",
         caption: "Mean length in training batches. Longer replies prove nothing by themselves: \
