@@ -129,7 +129,7 @@ impl Report {
         let verdict = Verdict::of(&run.variants);
         let watched = Watched::of(&run);
         let mut charts = watched.charts();
-        charts.extend(figures::charts(&run.variants, &watched));
+        charts.extend(figures::charts(&run.variants));
         let mut replies = Vec::new();
         for variant in &run.variants {
             replies.extend(replies::of(variant, &mut run.gaps));
