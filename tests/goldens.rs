@@ -27,7 +27,7 @@ fn golden_cases() -> Value {
 /// Puts cases through the binary; a result for each, in order.
 fn results(file: &Value) -> Vec<Value> {
     let scene = Scene::new();
-    scene.write("cases.json", &file.to_string());
+    scene.write("cases.json", file.to_string());
     let done = scene.output(["loss", "--cases", "cases.json", "--out", "results.jsonl"]);
     assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
     scene
@@ -139,7 +139,7 @@ fn what_is_unknown_is_unsupported_and_what_is_broken_is_placed() {
     broken["inputs"]["mask"][0].as_array_mut().expect("a row").push(json!(1));
     let scene = Scene::new();
     let text = serde_json::to_string_pretty(&json!({"header": {}, "cases": [broken]}));
-    scene.write("broken.json", &text.expect("JSON"));
+    scene.write("broken.json", text.expect("JSON"));
     let done = scene.output(["loss", "--cases", "broken.json"]);
     let told = String::from_utf8_lossy(&done.stderr);
     assert_eq!(done.status.code(), Some(1), "{told}");

@@ -920,6 +920,9 @@ struct PreferenceCase {
     rejected_mask: Option<Vec<Vec<u8>>>,
 }
 
+/// Log-probabilities of one side's tokens, the reference's, and which of them count.
+type TokenSide<'a> = (&'a Option<Grid>, &'a Option<Grid>, &'a Option<Vec<Vec<u8>>>);
+
 /// One side of the pairs: the tokens that are differentiated, and what becomes of them.
 struct Side {
     layout: Option<Layout>,
@@ -934,7 +937,7 @@ impl Side {
     fn new(
         name: &str,
         whole: (&Option<Vec<f64>>, &Option<Vec<f64>>),
-        tokens: (&Option<Grid>, &Option<Grid>, &Option<Vec<Vec<u8>>>),
+        tokens: &TokenSide<'_>,
         loss: &PreferenceLoss,
     ) -> Result<Self, NoResult> {
         if let (Some(logprobs), Some(reference)) = whole {
@@ -943,7 +946,7 @@ impl Side {
             let rewards = loss.rewards(&replies, &reference)?;
             return Ok(Self { layout: None, logprobs, replies, reference, rewards });
         }
-        let (Some(logprobs), Some(reference), Some(mask)) = tokens else {
+        let (Some(logprobs), Some(reference), Some(mask)) = *tokens else {
             return Err(missing(&format!("{name}_logprobs, or tokens and mask of {name}")));
         };
         let layout = Layout::new(mask);
@@ -978,7 +981,7 @@ fn preference(case: &Case) -> Outcome {
     let chosen = Side::new(
         "chosen",
         (&inputs.chosen_logprobs, &inputs.reference_chosen_logprobs),
-        (
+        &(
             &inputs.chosen_token_logprobs,
             &inputs.reference_chosen_token_logprobs,
             &inputs.chosen_mask,
@@ -988,7 +991,7 @@ fn preference(case: &Case) -> Outcome {
     let rejected = Side::new(
         "rejected",
         (&inputs.rejected_logprobs, &inputs.reference_rejected_logprobs),
-        (
+        &(
             &inputs.rejected_token_logprobs,
             &inputs.reference_rejected_token_logprobs,
             &inputs.rejected_mask,

@@ -360,7 +360,7 @@ fn apply_normalise(normalise: Normalise, algorithm: &mut Algorithm) -> Result<()
             whitening.get_or_insert_default();
         }
         (Credit::Returns { whitening, .. } | Credit::Gae { whitening, .. }, Normalise::None) => {
-            *whitening = None
+            *whitening = None;
         }
         (Credit::Returns { .. } | Credit::Gae { .. }, _) => {
             let why = "gives credit to tokens, not to groups: `batch` or `none`";

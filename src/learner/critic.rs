@@ -193,7 +193,7 @@ impl Critic {
     pub fn restore(&mut self, folder: &Path) -> Result<(), Error> {
         match &mut self.stands {
             Stands::OnPolicy(head) => {
-                head.copy_from(&ScalarHead::load(&folder.join(HEAD_FILE))?)?
+                head.copy_from(&ScalarHead::load(&folder.join(HEAD_FILE))?)?;
             }
             Stands::Alone(own) => {
                 own.model.copy_from(&ScalarModel::from_folder(&folder.join(FOLDER))?)?;

@@ -671,7 +671,7 @@ fn assign_credit(algorithm: &Algorithm, samples: &mut Vec<Sample>, kl_weight: f6
     let groups: Vec<usize> = samples.iter().map(|it| it.group).collect();
     let sampled: Vec<Vec<bool>> = samples.iter().map(|it| it.sampled.clone()).collect();
     let flat = |of: &dyn Fn(&Sample) -> &[f64]| -> Vec<f64> {
-        samples.iter().flat_map(|it| of(it)).copied().collect()
+        samples.iter().flat_map(of).copied().collect()
     };
     let behavior = flat(&|it| &it.behavior_logprobs);
     let reference = flat(&|it| &it.reference_logprobs);

@@ -10,7 +10,6 @@ use super::{
     run_folder::{Curve, Variant},
     standings::OverSeeds,
     verdict::{Estimate, evaluations},
-    watched::Watched,
 };
 
 /// A metric as one kind of line of a plot.
@@ -51,6 +50,15 @@ const OVER_STEPS: &[Spec] = &[
             discs("eval/accuracy", "evaluation"),
             noisy("rollout/accuracy", "training batches"),
         ],
+    },
+    Spec {
+        slug: "pair_accuracy",
+        title: "Pairs ordered rightly",
+        caption: "Share of held-out pairs whose preferred reply gets the higher score, with 95 % intervals. \
+                  Where labels are noisy, their noise bounds it.",
+        y_label: "share of pairs",
+        y: YAxis::Share,
+        kinds: &[discs("eval/pair_accuracy", "held-out pairs")],
     },
     Spec {
         slug: "reply_length",
@@ -233,8 +241,8 @@ const OVER_STEPS: &[Spec] = &[
     },
 ];
 
-/// The plots that the metrics of `variants` allow, beside those of what was watched.
-pub(super) fn charts(variants: &[Variant], watched: &Watched) -> Vec<Chart> {
+/// The plots that the metrics of `variants` allow.
+pub(super) fn charts(variants: &[Variant]) -> Vec<Chart> {
     let mut charts = Vec::new();
     for spec in OVER_STEPS {
         charts.extend(over_steps(spec, variants));
@@ -250,10 +258,8 @@ pub(super) fn charts(variants: &[Variant], watched: &Watched) -> Vec<Chart> {
         for variant in variants {
             // Of variants that differ in their seed only, the first stands for all: a page of plots
             // that look alike is not read.
-            let is_shown = groups.contains(&variant.group())
-                || family.prefix == "part/" && watched.shows(variant);
-            groups.push(variant.group());
-            if !is_shown {
+            if !groups.contains(&variant.group()) {
+                groups.push(variant.group());
                 charts.extend(of_family(family, variant, variants));
             }
         }
@@ -713,7 +719,7 @@ mod tests {
             .map(|(key, value)| (key.to_owned(), value))
             .into(),
         };
-        let charts = charts(&[variant(vec![line(1.0), line(2.0)])], &Watched::default());
+        let charts = charts(&[variant(vec![line(1.0), line(2.0)])]);
         let kinds = |slug: &str| -> Vec<String> {
             let chart = charts.iter().find(|it| it.slug == slug).unwrap();
             chart.series.iter().map(|it| it.kind.clone()).collect()
@@ -757,7 +763,7 @@ mod tests {
         };
         let values = |slug: &str| -> Vec<f64> {
             let variants = std::slice::from_ref(&variant);
-            let charts = charts(variants, &Watched::default());
+            let charts = charts(variants);
             let chart = charts.iter().find(|it| it.slug == slug).expect("a chart");
             chart.series.iter().flat_map(|it| &it.points).map(|it| it.1).collect()
         };
@@ -784,7 +790,7 @@ mod tests {
             line("hard", 20.0, 0.6),
             line("check", 0.0, 0.7),
         ];
-        let chart = charts(&[variant(lines)], &Watched::default()).remove(0);
+        let chart = charts(&[variant(lines)]).remove(0);
         let starts = [(0.0, "easy"), (40.0, "hard"), (60.0, "check")];
         assert_eq!(chart.starts, starts.map(|(at, stage)| (at, stage.to_owned())));
         let points: Vec<_> = chart.series.iter().map(|it| it.points.clone()).collect();

@@ -133,7 +133,7 @@ impl Report {
         let verdict = Verdict::of(&run.variants);
         let watched = Watched::of(&run);
         let mut charts = watched.charts();
-        charts.extend(figures::charts(&run.variants, &watched));
+        charts.extend(figures::charts(&run.variants));
         let mut replies = Vec::new();
         let mut shown: Vec<&str> = Vec::new();
         for variant in &run.variants {
@@ -207,6 +207,36 @@ mod tests {
         assert!(!html.contains(hostile));
         assert!(html.contains("&lt;img src=x onerror="), "the hostile reply is shown, escaped");
         assert_eq!(html.matches("<script").count(), 1, "only the page's own script");
+    }
+
+    #[test]
+    fn a_watched_part_has_its_table_and_plots() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("run.json"), r#"{"name":"p","status":"done"}"#).unwrap();
+        let config = r#"
+[[runs.run.stage]]
+name = "rl"
+verifier = { name = "rubric", parts = [{ name = "exact" }, { name = "format", weight = 0.0 }] }
+"#;
+        fs::write(dir.path().join("config.resolved.toml"), config).unwrap();
+        let rows = (1..50).map(|step| {
+            let paid = f64::from(step);
+            format!(
+                "{{\"step\":{step},\"stage\":\"rl\",\"rollout/reward_mean\":{paid},\
+                 \"part/format\":{},\"learner/reference_kl_nats\":{paid},\
+                 \"rollout/reply_tokens_mean\":2.0}}\n",
+                -(paid - 20.0).powi(2)
+            )
+        });
+        fs::write(dir.path().join("metrics.jsonl"), rows.collect::<String>()).unwrap();
+        let paths = write(dir.path()).unwrap();
+        let html = fs::read_to_string(paths.html).unwrap();
+        assert!(
+            html.contains("<th>format, peak</th>") && html.contains("<td>20</td><td>40.00</td>")
+        );
+        assert!(html.contains("id=\"paid_and_watched\"") && html.contains("id=\"watched_by_kl\""));
+        let markdown = fs::read_to_string(paths.markdown).unwrap();
+        assert!(markdown.contains("| p | ") && markdown.contains("report_plots/watched_by_kl.png"));
     }
 
     #[test]

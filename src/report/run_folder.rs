@@ -269,7 +269,14 @@ fn line(row: &Value) -> Option<Line> {
     let step = row.get("step")?.as_f64()?;
     let stage = row.get("stage").and_then(Value::as_str).unwrap_or_default().to_owned();
     let numbers = row.iter().filter(|(key, _)| key.contains('/'));
-    let numbers = numbers.filter_map(|(key, value)| Some((key.clone(), value.as_f64()?)));
+    // Stages that learn from pairs call the share that they order rightly as stages that sample call
+    // that of right replies; here the two must not meet.
+    let of_pairs = row.contains_key("eval/margin");
+    let name = |key: &str| match key.strip_prefix("eval/accuracy") {
+        Some(rest) if of_pairs => format!("eval/pair_accuracy{rest}"),
+        _ => key.to_owned(),
+    };
+    let numbers = numbers.filter_map(|(key, value)| Some((name(key), value.as_f64()?)));
     Some(Line { step, stage, values: numbers.collect() })
 }
 
@@ -305,6 +312,20 @@ mod tests {
         let run = run.unwrap();
         assert_eq!(run.variants[0].lines.len(), 1);
         assert!(run.gaps.is_empty());
+    }
+
+    #[test]
+    fn the_accuracy_of_pairs_is_not_that_of_replies() {
+        let (_dir, run) = folder(
+            "{\"step\":1,\"stage\":\"reward\",\"eval/accuracy\":0.7,\"eval/margin\":0.5}\n\
+             {\"step\":1,\"stage\":\"rl\",\"eval/accuracy\":0.9}\n",
+        );
+        let run = run.unwrap();
+        let stages = |key: &str| -> Vec<String> {
+            run.variants[0].curves(key).into_iter().map(|it| it.stage).collect()
+        };
+        assert_eq!(stages("eval/accuracy"), ["rl"]);
+        assert_eq!(stages("eval/pair_accuracy"), ["reward"]);
     }
 
     #[test]

@@ -81,11 +81,6 @@ impl Watched {
         Self { groups }
     }
 
-    /// Whether the plots here show the parts of this variant's reward already.
-    pub(super) fn shows(&self, variant: &Variant) -> bool {
-        self.groups.iter().any(|it| it.name == variant.group())
-    }
-
     /// Paid, watched and KL by step, one plot for each algorithm; then paid and watched by KL.
     pub(super) fn charts(&self) -> Vec<Chart> {
         let mut charts = Vec::new();

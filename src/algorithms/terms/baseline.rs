@@ -224,7 +224,8 @@ mod tests {
         check(centred, &[1.0, 0.0, 0.0, 0.0], &[0.75, -0.25, -0.25, -0.25]);
         let rloo = GroupCredit::new(Baseline::LeaveOneOut, Normalise::None);
         check(rloo, &[1.0, 0.0, 0.0, 0.0], &[1.0, -1.0 / 3.0, -1.0 / 3.0, -1.0 / 3.0]);
-        let max_rl = GroupCredit::new(Baseline::GroupMean, Normalise::Mean);
+        let max_rl =
+            GroupCredit { epsilon: 0.0, ..GroupCredit::new(Baseline::GroupMean, Normalise::Mean) };
         check(max_rl, &[1.0, 0.0, 0.0, 0.0], &[3.0, -1.0, -1.0, -1.0]);
         check(max_rl, &[0.0, 0.0], &[0.0, 0.0]);
         let best = GroupCredit::new(Baseline::RunnerUp, Normalise::None);
