@@ -274,10 +274,10 @@ mod tests {
         let keys = |value: &serde_json::Value| -> Vec<String> {
             value.as_object().unwrap().keys().cloned().collect()
         };
-        let all = "stage step task member prompt turns reward outcome parts stop reason \
+        let all = "stage step task member prompt tokens turns reward outcome parts stop reason \
                    reply_tokens policy_version";
         assert_eq!(keys(&json), all.split(' ').collect::<Vec<_>>());
-        let turn = "role text ids token_texts logprobs advantages";
+        let turn = "role text start ids token_texts logprobs advantages";
         assert_eq!(keys(&json["turns"][0]), turn.split(' ').collect::<Vec<_>>());
     }
 
