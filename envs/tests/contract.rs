@@ -41,6 +41,10 @@ fn variants(name: &str) -> Vec<Value> {
             json!({"numbers": 4, "largest_number": 6, "largest_target": 6, "search_steps": 0}),
             json!({"numbers": 5, "search_steps": 1000}),
         ],
+        "courtesy" => vec![
+            json!({"digits": 9, "words": 64, "courteous": 1.0}),
+            json!({"words": 1, "courteous": 0.0}),
+        ],
         "digit_sum" => vec![json!({"digits": 2}), json!({"digits": 256, "modulus": 2})],
         "jsonl" => vec![
             json!({"path": "sums.jsonl", "answer_after": "####", "reply": "answer"}),
