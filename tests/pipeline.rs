@@ -85,7 +85,7 @@ fn every_variant_runs_once_with_each_seed() {
     assert_ne!(weights("one/seed_3"), weights("one/seed_5"));
     assert!(scene.path("run/variants/other/seed_5/metrics.jsonl").is_file());
     let report = scene.read("run/report.md");
-    assert!(report.contains("one (mean of 2 seeds)"), "{report}");
+    assert!(report.contains("one, rl (mean of 2 seeds)"), "{report}");
     // A seed of the command line is the only one.
     scene.run("single", &["--set=rl.steps=1", "--set=pretrain.steps=5", "--set=seed=5"]);
     assert!(scene.path("single/variants/one/metrics.jsonl").is_file());
