@@ -25,8 +25,7 @@ pub fn check_algorithm(algorithm: &Algorithm) -> Result<Vec<String>, Error> {
 /// Tokens of the replies that the checks are made on.
 const LENGTHS: [usize; 4] = [2, 1, 4, 3];
 
-/// Credit of each reply's first token, from rewards alone: as many groups of the same replies as it
-/// takes, so that statistics of the whole step say something as well.
+/// Credit of each reply's last token, from rewards alone, in a step of one group.
 fn credit_of(algorithm: &Algorithm, rewards: &[f32]) -> Vec<f64> {
     let rewards: Vec<f64> = rewards.iter().map(|it| f64::from(*it)).collect();
     let sampled: Vec<Vec<bool>> = LENGTHS.iter().map(|it| vec![true; *it]).collect();

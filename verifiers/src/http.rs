@@ -123,11 +123,11 @@ impl Verifier for Http {
         ReferenceKind::ALL
     }
 
-    /// Asks about no items: is a scorer there?
     fn waits(&self) -> bool {
         true
     }
 
+    /// Asks about no items: is a scorer there?
     fn prepare(&self, _: &Preparation<'_>) -> Result<(), VerifyError> {
         self.ask(0, &[], &Reference::None).map(|_| ())
     }
